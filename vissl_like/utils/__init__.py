@@ -1,0 +1,1 @@
+"""Small things without a room of their own; imports nothing else of the package."""
