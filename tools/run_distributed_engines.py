@@ -1,0 +1,13 @@
+"""Runs what a YAML describes: ``run_distributed_engines.py config=NAME_OR_FILE [config.KEY=VALUE ...]``."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("vissl_like") is None:  # a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vissl_like.engines.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
