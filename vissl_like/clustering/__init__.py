@@ -1,0 +1,1 @@
+"""Clustering and balanced assignment."""

@@ -1,0 +1,1 @@
+"""Processes of a run: the group (``comm``) and how they are started (``launch``)."""

@@ -1,0 +1,104 @@
+"""The group of processes of a run. One process is a group of one: every function works without initialisation.
+
+Collectives here never change their argument, and return it unchanged (not a copy) in a group of one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def active() -> bool:
+    """Whether there is more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Number of this process, 0 for the main one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine (torchrun tells; otherwise all of them)."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if active():
+        dist.barrier()
+
+
+@torch.no_grad()
+def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+    """Sum, maximum or minimum over processes, without gradient.
+
+    Args:
+        tensor: any shape, equal on all processes.
+        op: ``sum``, ``max`` or ``min``.
+    """
+    if not active():
+        return tensor
+    reduced = tensor.detach().clone()
+    dist.all_reduce(reduced, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+    return reduced
+
+
+class _SumWithGradient(torch.autograd.Function):
+    """Sum over processes whose gradient is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_reduce(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return all_reduce(gradient.contiguous())
+
+
+def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
+    """Sum over processes through which gradients flow; gradients are SUMMED over processes on the way back."""
+    return _SumWithGradient.apply(tensor) if active() else tensor
+
+
+@torch.no_grad()
+def all_gather(tensor: Tensor) -> Tensor:
+    """Rows of all processes in rank order: ``[n, ...] -> [W * n, ...]`` (n equal on all), without gradient."""
+    if not active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """``value`` of every process, in rank order. Only for small records of our own making (it pickles)."""
+    if not active():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """The main process's value, everywhere. Only for small records of our own making (it pickles)."""
+    if not active():
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]

@@ -1,0 +1,143 @@
+"""How a run's processes are started: this process, local processes, or those that torchrun has started."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+import traceback
+from typing import Any
+
+from vissl_like.plugins import announce_plugins
+from vissl_like.registry import ENGINES
+from vissl_like.utils.environment import available_cores
+from vissl_like.utils.errors import UserError
+
+
+def launch(loaded: Any) -> int:
+    """Runs the engine that the settings name, in as many processes as they ask for.
+
+    Args:
+        loaded: ``LoadedSettings``.
+
+    Returns:
+        exit status: 0 done, 2 a mistake of the user's, 130 or 143 stopped by a signal, 1 anything else.
+    """
+    wanted = loaded.resolved.DISTRIBUTED.processes
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _run_process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, loaded)
+    if wanted == 1:
+        return _run_process(0, 1, None, loaded)
+    return _spawn(loaded, wanted)
+
+
+def _spawn(loaded: Any, processes: int) -> int:
+    import torch.multiprocessing as mp
+
+    port = loaded.resolved.DISTRIBUTED.port or _free_port()
+    context = mp.get_context("spawn")
+    workers = [
+        context.Process(target=_worker, args=(rank, processes, port, loaded), name=f"process {rank}")
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    return _watch(workers)
+
+
+def _watch(workers: list[Any]) -> int:
+    """Waits for all; when one fails or is killed the others are stopped, and the first failure is told."""
+    from multiprocessing.connection import wait
+
+    status, running = 0, list(workers)
+    while running:
+        try:
+            ready = set(wait([worker.sentinel for worker in running]))
+        except KeyboardInterrupt:
+            continue  # the workers got the signal too: they finish their step and write a checkpoint
+        for worker in [worker for worker in running if worker.sentinel in ready]:
+            worker.join()
+            running.remove(worker)
+            if worker.exitcode != 0 and status == 0:
+                status = worker.exitcode
+                if status < 0:
+                    print(f"{worker.name} was killed by signal {-status}; stopping the others", file=sys.stderr)
+                    status = 1
+                if status not in (130, 143, 3):
+                    for other in running:
+                        other.terminate()
+                        other.join(20)
+                        if other.is_alive():
+                            other.kill()
+    return status
+
+
+def _worker(rank: int, world_size: int, port: int, loaded: Any) -> None:
+    os.environ.update(LOCAL_RANK=str(rank))
+    sys.exit(_run_process(rank, world_size, port, loaded))
+
+
+def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> int:
+    """One process of the run, from joining the group to leaving it."""
+    import torch
+
+    settings = loaded.resolved
+    announce_plugins(loaded.plugins)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    torch.set_num_threads(settings.TRAIN.threads or max(1, available_cores() // local_world))
+    try:
+        _join_group(rank, world_size, port, settings)
+        return ENGINES.get(settings.ENGINE.name)(loaded).run()
+    except UserError as error:
+        print(f"{'' if rank == 0 else f'process {rank}: '}{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        if world_size > 1:
+            print(f"process {rank} of {world_size} failed:", file=sys.stderr)
+        traceback.print_exc()
+        return 1
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _join_group(rank: int, world_size: int, port: int | None, settings: Any) -> None:
+    """Takes this process's GPU and meets the others.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    import torch
+    import torch.distributed as dist
+
+    device, has_gpu = settings.DISTRIBUTED.device, torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise UserError("DISTRIBUTED.device is 'cuda', but torch sees no GPU. Use device=cpu or auto.")
+    use_gpu = has_gpu and device != "cpu"
+    if use_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if world_size == 1:
+        return
+    backend = settings.DISTRIBUTED.backend
+    if backend == "auto":
+        backend = "nccl" if use_gpu and world_size <= torch.cuda.device_count() else "gloo"
+    if port is not None:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group(
+        backend,
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(minutes=settings.DISTRIBUTED.timeout_minutes),
+    )
+    if rank == 0:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        print(f"{world_size} processes met at {where} over {backend}", file=sys.stderr)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""Objectives: one file per method, pure functions on tensors in ``functional``."""

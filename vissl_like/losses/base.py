@@ -1,0 +1,69 @@
+"""The contract of an objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vissl_like.records import Batch, ModelOutput, Progress
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """Facts of the run that a loss is built with.
+
+    Attributes:
+        num_views: V, views per image.
+        embedding_dim: D of the head's embedding.
+        num_prototypes: K of each of the head's logits.
+        per_rank_batch: images per process in one forward (micro-batch).
+        global_batch: images per optimizer step over all processes.
+        world_size: W, number of processes.
+        dataset_size: images in the training set.
+    """
+
+    num_views: int
+    embedding_dim: int
+    num_prototypes: tuple[int, ...]
+    per_rank_batch: int
+    global_batch: int
+    world_size: int
+    dataset_size: int
+
+
+class Loss(nn.Module):
+    """A method's objective: everything comes in by argument, state lives in buffers.
+
+    Class-level facts, checked against the settings before the run starts:
+        needs_views: least number of views.
+        needs_logits: whether the head must give logits.
+        accumulation_note: empty if accumulating gradients over micro-batches equals one big batch, else why not.
+        per_rank_buffers: names of buffers that differ between processes (queues, banks); saved once per process.
+
+    ``forward`` must not change state that a skipped update should leave alone: keep what it learnt and write it in
+    ``after_update``.
+    """
+
+    needs_views = 1
+    needs_logits = False
+    accumulation_note = ""
+    per_rank_buffers: tuple[str, ...] = ()
+
+    def forward(self, output: ModelOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Parts of the objective by name; ``loss`` is what is minimised, the mean over this process's images."""
+        raise NotImplementedError
+
+    def trivial_value(self) -> float | None:
+        """Value of ``loss`` when the network has collapsed to constant, uniform outputs; None if there is none."""
+        return None
+
+    def after_update(self, progress: Progress) -> None:
+        """Called once per optimizer step after the update, not if the update was skipped."""
+
+    def forget_pending(self) -> None:
+        """Called instead of ``after_update`` when an update was skipped: drop what ``forward`` kept for it."""
+
+    def advice(self) -> list[str]:
+        """Remarks on the settings worth saying before the run (ratios that are known to go wrong)."""
+        return []

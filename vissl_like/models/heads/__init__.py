@@ -1,0 +1,1 @@
+"""Heads: ``(feature_dim, *, options) -> Head`` from trunk features to what a loss works on."""

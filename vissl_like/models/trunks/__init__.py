@@ -1,0 +1,1 @@
+"""Trunks: ``(channels, *, options)`` -> module from images ``[n, C, H, W]`` to features ``[n, feature_dim]``."""

@@ -1,0 +1,152 @@
+"""ResNets (He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution, "v1.5") under torchvision's key names.
+
+A state dict of ``torchvision.models.resnet50`` without ``fc`` loads as it is. ``width`` multiplies every width, stem
+included, as SwAV's RN50-w2/w4/w5 do; torchvision's ``wide_resnet`` is another network.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vissl_like.registry import TRUNKS
+from vissl_like.utils.errors import UserError
+from vissl_like.utils.kinds import Count, Positive
+
+LAYOUTS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
+    10: ("basic", (1, 1, 1, 1)),
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; ``[n, inputs, H, W] -> [n, width, H / stride, W / stride]``."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sum, then ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)).add_(shortcut))
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm before the residual sum, zeroed by ``zero_init_residual``."""
+        return self.bn2
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with a shortcut; ``[n, inputs, H, W] -> [n, 4 width, H / stride, W / stride]``."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1, self.bn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = _conv(width, outputs, 1), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual sum, then ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)).add_(shortcut))
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm before the residual sum, zeroed by ``zero_init_residual``."""
+        return self.bn3
+
+
+@TRUNKS.register("resnet")
+class ResNet(nn.Module):
+    """ResNet-10/18/34/50/101/152 of any width, with a stem for large or for small images.
+
+    Convolutions are initialised kaiming-normal over fan-out, norms to 1 and 0 (as SwAV and torchvision do).
+
+    Options:
+        depth: 10 (one block per stage), 18, 34, 50, 101 or 152
+        width: factor on every width, stem included (2, 4, 5 are SwAV's wide networks; 0.5 suits small machines)
+        stem: "large" = 7x7 stride 2 and max-pool (from about 64 px on); "small" = 3x3 stride 1, no pool (CIFAR-like)
+        zero_init_residual: start every block as the identity (last norm's scale 0)
+        blocks: blocks per stage instead of the usual ones for this depth
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        depth: Literal[10, 18, 34, 50, 101, 152] = 50,
+        width: Positive = 1.0,
+        stem: Literal["large", "small"] = "large",
+        zero_init_residual: bool = False,
+        blocks: list[Count] | None = None,
+    ):
+        super().__init__()
+        kind, usual = LAYOUTS[depth]
+        counts = tuple(blocks) if blocks is not None else usual
+        if len(counts) != 4:
+            raise UserError(f"MODEL.TRUNK.blocks has {len(counts)} numbers; a ResNet has 4 stages")
+        block = BasicBlock if kind == "basic" else Bottleneck
+        base = max(1, round(64 * width))
+        self.conv1 = nn.Conv2d(channels, base, 7, 2, 3, bias=False) if stem == "large" else _conv(channels, base, 3)
+        self.bn1 = nn.BatchNorm2d(base)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "large" else nn.Identity()
+        inputs = base
+        for stage, count in enumerate(counts):
+            stage_width = base * 2**stage
+            layers = []
+            for position in range(count):
+                stride = 2 if stage > 0 and position == 0 else 1
+                layers.append(block(inputs, stage_width, stride))
+                inputs = stage_width * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.feature_dim = inputs
+        self._initialise(zero_init_residual)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]`` (stem "small": / 8)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Average-pooled features: ``[n, C, H, W] -> [n, F]``."""
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.forward_map(images), 1), 1)

@@ -1,0 +1,1 @@
+"""Optimizers: ``(named parameters, lr, *, options) -> torch.optim.Optimizer``."""

@@ -1,0 +1,71 @@
+"""LARC: SGD whose gradient is rescaled tensor by tensor (You et al. 2017), in the form that SwAV uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from vissl_like.optimizers.groups import decay_groups
+from vissl_like.registry import OPTIMIZERS
+from vissl_like.utils.kinds import Fraction, NonNegative, Positive
+
+
+@OPTIMIZERS.register("larc")
+class LARC(torch.optim.SGD):
+    """SGD with momentum on layer-wise rescaled gradients, for very large batches.
+
+    For each tensor with norms p = |w| > 0 and g = |gradient| > 0 the gradient becomes
+    ``trust * p / (g + weight_decay * p + eps) * (gradient + weight_decay * w)``. A tensor whose norm or gradient is
+    zero keeps its raw gradient and is not decayed in that step (fresh zero biases step with the full rate).
+
+    Options:
+        momentum: share of the last step that is kept
+        weight_decay: L2 pull towards zero, inside the rescaling
+        trust: trust coefficient (0.001)
+        clip: never exceed the plain rate: factor min(trust ratio / lr, 1); off in the official recipes
+        eps: added to the denominator
+        decay_vectors: also decay biases and norm scales (they are rescaled in any case)
+    """
+
+    def __init__(
+        self,
+        named_parameters: list[tuple[str, Parameter]],
+        lr: float,
+        *,
+        momentum: Fraction = 0.9,
+        weight_decay: NonNegative = 1e-6,
+        trust: Positive = 1e-3,
+        clip: bool = False,
+        eps: Positive = 1e-8,
+        decay_vectors: bool = True,
+    ):
+        groups = decay_groups(named_parameters, weight_decay, decay_vectors)
+        for group in groups:
+            # SGD itself must not decay again: it reads "weight_decay", the rescaling below reads "layer_decay".
+            group["layer_decay"], group["weight_decay"] = group["weight_decay"], 0.0
+        super().__init__(groups, lr=lr, momentum=momentum, fused=True)
+        self.trust, self.clip, self.eps = trust, clip, eps
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Rescales the gradients in place, then takes one step of SGD. No value is brought to the host."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._rescale(parameter, group["layer_decay"], group["lr"])
+        return super().step(closure)
+
+    def _rescale(self, parameter: Parameter, decay: float, lr: float) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        weight_norm, gradient_norm = parameter.norm(), gradient.norm()
+        ratio = self.trust * weight_norm / (gradient_norm + decay * weight_norm + self.eps)
+        if self.clip:
+            # At lr 0 (first warm-up step) the update is zero whatever the factor: torch.clamp turns x / 0 into 1.
+            ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
+        applies = (weight_norm > 0) & (gradient_norm > 0)
+        rescaled = gradient.add(parameter, alpha=decay).mul_(ratio)
+        gradient.copy_(torch.where(applies, rescaled, gradient))
