@@ -1,0 +1,297 @@
+"""From settings to built objects: the only place where settings meet constructors."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from vissl_like.config import Plan, make_plan
+from vissl_like.data.datasets.base import ImageDataset
+from vissl_like.data.loader import TrainLoader, auto_workers
+from vissl_like.data.normalise import Normalise
+from vissl_like.distributed import comm
+from vissl_like.losses.base import Loss, LossContext
+from vissl_like.models.batch_norm import synchronise_batch_norm
+from vissl_like.models.ssl_model import SSLModel
+from vissl_like.models.weights import load_weights
+from vissl_like.registry import (
+    DATASETS,
+    HEADS,
+    HOOKS,
+    LOSSES,
+    OPTIMIZERS,
+    SAMPLERS,
+    SCHEDULES,
+    TRANSFORMS,
+    TRUNKS,
+    Registry,
+)
+from vissl_like.trainer.checkpoint import CheckpointStore
+from vissl_like.trainer.precision import Precision, bf16_supported
+from vissl_like.trainer.rng import seed_everything
+from vissl_like.trainer.run import Parts, Run
+from vissl_like.trainer.signals import StopSignals
+from vissl_like.trainer.step import TrainStep
+from vissl_like.utils.environment import available_cores
+
+READ_BY_THE_PROGRAM = ("name", "base_lr", "base_batch")
+"""Keys of a component section that are not options of the component."""
+
+MAY_CHANGE_ON_RESUME = (
+    "OUTPUT_DIR",
+    "ENGINE*",
+    "HOOKS*",
+    "CHECKPOINT*",
+    "EVALUAT*",
+    "REPORT*",
+    "DISTRIBUTED*",
+    "DATA.PROBE*",
+    "DATA.WORKERS",
+    "DATA.PREFETCH",
+    "DATA.START_METHOD",
+    "DATA.MAX_SKIPPED",
+    "TRAIN.threads",
+    "TRAIN.non_finite",
+    "TRAIN.max_skipped_updates",
+    "MODEL.WEIGHTS*",
+)
+"""Settings that a resumed run may have different without changing what it computes."""
+
+
+def build(registry: Registry, section: Any, *given: Any) -> Any:
+    """A component from its section: ``name`` chooses, the other keys are its options.
+
+    Args:
+        registry: where the name is looked up.
+        section: mapping with ``name``.
+        given: positional arguments that the program supplies.
+    """
+    plain = plain_values(section)
+    options = {key: value for key, value in plain.items() if key not in READ_BY_THE_PROGRAM}
+    return registry.get(plain["name"])(*given, **options)
+
+
+def plain_values(section: Any) -> dict[str, Any]:
+    """A settings section as plain dictionaries and lists."""
+    if isinstance(section, Mapping):
+        return dict(section)
+    return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
+
+
+def build_dataset(section: Any) -> ImageDataset:
+    """A dataset from its section."""
+    return build(DATASETS, section)
+
+
+def build_trunk(section: Any, channels: int) -> nn.Module:
+    """A trunk from its section; ``feature_dim`` is its width."""
+    return build(TRUNKS, section, channels)
+
+
+def choose_device(settings: Any) -> torch.device:
+    """``DISTRIBUTED.device``, the GPU of this process's place on its machine where there is one."""
+    wanted = settings.DISTRIBUTED.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
+    """Everything a training run needs, from checked settings.
+
+    Args:
+        loaded: ``LoadedSettings``.
+        output_dir: where the run writes.
+        signals: notes Ctrl-C and termination.
+    """
+    settings = loaded.resolved
+    device = choose_device(settings)
+    seed_everything(settings.SEED, 0)  # the same initial weights on every process
+    dataset = build_dataset(settings.DATA.TRAIN)
+    plan = make_plan(
+        settings, len(dataset), comm.world_size(), device.type, bf16_supported(device.type), available_cores()
+    )
+    transform = build(TRANSFORMS, settings.DATA.TRANSFORM, dataset.channels)
+    model, weights_text = build_model(settings, dataset.channels, device, plan)
+    loss = build_loss(settings, plan, model, transform.num_views, device)
+    wrapped = wrap(model, device)
+    optimizer = build(OPTIMIZERS, settings.OPTIMIZER, list(model.named_parameters()), plan.peak_lr)
+    schedules = {"lr": build(SCHEDULES, settings.SCHEDULES.lr, plan.peak_lr)}
+    normalise = Normalise(dataset.mean, dataset.std, device, plan.channels_last)
+    precision = Precision(plan.precision, device.type)
+    step = TrainStep(model, wrapped, loss, optimizer, schedules, precision, normalise, settings.TRAIN.clip_norm)
+    store = CheckpointStore(
+        output_dir / "checkpoints",
+        settings.CHECKPOINT.keep,
+        plan.keep_every_steps,
+        settings.CHECKPOINT.best_metric,
+        say=lambda text, level: run.say(text, level),
+    )
+    parts = Parts(
+        settings=settings,
+        plan=plan,
+        model=model,
+        wrapped=wrapped,
+        loss=loss,
+        optimizer=optimizer,
+        step=step,
+        hooks={name: build(HOOKS, {"name": name, **options}) for name, options in active_hooks(settings).items()},
+        dataset=dataset,
+        make_loader=_loader_maker(loaded, plan, dataset, transform, device),
+        build_dataset=build_dataset,
+        store=store,
+        output_dir=output_dir,
+        device=device,
+        plugins=list(loaded.plugins),
+        record=_backbone_record(settings, dataset, model, transform),
+        banner=_banner(settings, plan, dataset, loss, weights_text, device),
+        settings_record=OmegaConf.to_container(settings, resolve=True),  # type: ignore[arg-type]
+        non_finite=settings.TRAIN.non_finite,
+        max_skipped_updates=settings.TRAIN.max_skipped_updates,
+        signals=signals,
+    )
+    seed_everything(settings.SEED, 1 + comm.rank())
+    run = Run(parts)
+    return run
+
+
+def build_model(settings: Any, channels: int, device: torch.device, plan: Plan) -> tuple[SSLModel, str]:
+    """Trunk and head on the device, with weights where the settings name a file; and what was loaded, in words."""
+    trunk = build_trunk(settings.MODEL.TRUNK, channels)
+    head = build(HEADS, settings.MODEL.HEAD, trunk.feature_dim)
+    model = SSLModel(trunk, head, settings.TRAIN.grouped_forward)
+    weights, text = settings.MODEL.WEIGHTS, "from scratch"
+    if weights.path is not None:
+        backbone_only = Path(weights.path).name.startswith("backbone")
+        report = load_weights(
+            trunk if backbone_only else model,
+            weights.path,
+            prefix=weights.prefix,
+            allow_missing=list(weights.allow_missing),
+            allow_unused=list(weights.allow_unused),
+        )
+        text = f"{report} ({'trunk' if backbone_only else 'whole model'})"
+    sync = settings.MODEL.SYNC_BATCH_NORM
+    if (comm.world_size() > 1 if sync == "auto" else sync) and comm.active():
+        model = synchronise_batch_norm(model, device.type)  # type: ignore[assignment]
+    memory_format = torch.channels_last if plan.channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=memory_format), text
+
+
+def build_loss(settings: Any, plan: Plan, model: SSLModel, num_views: int, device: torch.device) -> Loss:
+    """The objective, told the facts of the run."""
+    context = LossContext(
+        num_views=num_views,
+        embedding_dim=model.head.embedding_dim,
+        num_prototypes=tuple(model.head.num_prototypes),
+        per_rank_batch=plan.per_rank_batch,
+        global_batch=plan.global_batch,
+        world_size=plan.world_size,
+        dataset_size=plan.dataset_size,
+    )
+    return build(LOSSES, settings.LOSS, context).to(device)
+
+
+def wrap(model: SSLModel, device: torch.device) -> nn.Module:
+    """The model as it is in one process, data-parallel in several (gradients averaged over processes)."""
+    if not comm.active():
+        return model
+    devices = [device.index] if device.type == "cuda" else None
+    # Buffers are equal on all ranks already: BatchNorm statistics span the processes.
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_no_buffer_sync())  # type: ignore[arg-type]
+
+
+def _no_buffer_sync() -> dict[str, bool]:
+    """The keyword that switches buffer broadcasting off, under its old or its new name."""
+    import inspect
+
+    parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False}
+
+
+def active_hooks(settings: Any) -> dict[str, dict[str, Any]]:
+    """Options of each hook that was not removed, in the order of the settings."""
+    return {str(name): options for name, options in plain_values(settings.HOOKS).items() if options is not None}
+
+
+def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines ``key: saved -> now`` for settings that change what a run computes."""
+    before, after = dict(_flat(saved)), dict(_flat(now))
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not any(fnmatch.fnmatch(key, p) for p in MAY_CHANGE_ON_RESUME):
+            lines.append(f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}")
+    return lines
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(path, value)]
+    return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else str(key))]
+
+
+def _loader_maker(loaded: Any, plan: Plan, dataset: ImageDataset, transform: Any, device: torch.device) -> Any:
+    settings = loaded.resolved
+    sampler = build(
+        SAMPLERS,
+        settings.DATA.SAMPLER,
+        plan.dataset_size,
+        plan.per_rank_batch,
+        plan.accumulation,
+        comm.rank(),
+        plan.world_size,
+        settings.SEED,
+    )
+    workers = settings.DATA.WORKERS
+    return lambda start_step: TrainLoader(
+        dataset,
+        transform,
+        sampler,
+        workers=auto_workers(comm.local_world_size()) if workers == "auto" else workers,
+        prefetch=settings.DATA.PREFETCH,
+        seed=settings.SEED,
+        plugins=loaded.plugins,
+        max_skipped=settings.DATA.MAX_SKIPPED,
+        start_step=start_step,
+        total_steps=plan.total_steps,
+        pin_memory=device.type == "cuda",
+        start_method=settings.DATA.START_METHOD,
+    )
+
+
+def _backbone_record(settings: Any, dataset: ImageDataset, model: SSLModel, transform: Any) -> dict[str, Any]:
+    trunk = plain_values(settings.MODEL.TRUNK)
+    return {
+        "arch": trunk.pop("name"),
+        "arch_options": trunk,
+        "channels": dataset.channels,
+        "feature_dim": model.trunk.feature_dim,
+        "view_sizes": list(transform.sizes),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "method": settings.LOSS.name,
+        "source": "trained network",
+    }
+
+
+def _banner(
+    settings: Any, plan: Plan, dataset: ImageDataset, loss: Loss, weights: str, device: torch.device
+) -> list[tuple[str, str]]:
+    trivial = loss.trivial_value()
+    facts = dataset.describe()
+    rows = [
+        ("Data", f"{facts['images']} images, labels {facts['labels']}, {facts['skipped']} skipped at scan"),
+        ("Processes", f"wanted {settings.DISTRIBUTED.processes}, found {plan.world_size}, on {device.type}"),
+        *[(given, f"{rule} -> {derived}") for given, rule, derived in plan.rows],
+        ("Weights", weights),
+        ("Trivial loss", f"{trivial:.4f} (a loss that stays here means collapse)" if trivial is not None else "none"),
+    ]
+    if plan.accumulation > 1 and loss.accumulation_note:
+        rows.append(("Accumulation", f"not the same as one big batch: {loss.accumulation_note}"))
+    return rows + [("Remark", text) for text in loss.advice()]

@@ -1,0 +1,306 @@
+"""The run: a classy-vision task whose phases are epochs and whose steps are optimizer steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vissl_like.compat.classy import ClassyTask
+from vissl_like.config import Plan
+from vissl_like.data.datasets.base import ImageDataset
+from vissl_like.distributed import comm
+from vissl_like.hooks.base import Event, Hook
+from vissl_like.losses.base import Loss
+from vissl_like.models.ssl_model import SSLModel
+from vissl_like.records import Batch, Progress
+from vissl_like.trainer.checkpoint import Checkpoint, CheckpointStore, load_states, wall_clock
+from vissl_like.trainer.rng import restore_rng_state, rng_state
+from vissl_like.trainer.signals import StopSignals
+from vissl_like.trainer.step import StepReport, TrainStep
+from vissl_like.utils.errors import UserError
+
+
+class NonFiniteError(UserError):
+    """Loss or gradients were not finite, and the settings say to stop."""
+
+
+@dataclass
+class Parts:
+    """Built objects that a run needs; nothing here is a setting except what hooks may show.
+
+    Attributes:
+        hooks: by their names in the settings; called in this order, those that say ``runs_last`` at the end.
+        make_loader: start step -> iterable of micro-batches up to the last step, with a ``skipped`` list.
+        build_dataset: dataset section of the settings -> dataset (for hooks that measure on other data).
+        record: facts written beside the backbone (architecture, input sizes, mean and std, method).
+        banner: rows ``(label, text)`` known when the run was built.
+        settings_record: the settings as plain values, saved in every checkpoint.
+    """
+
+    settings: Any
+    plan: Plan
+    model: SSLModel
+    wrapped: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    step: TrainStep
+    hooks: dict[str, Hook]
+    dataset: ImageDataset
+    make_loader: Callable[[int], Any]
+    build_dataset: Callable[[Any], ImageDataset]
+    store: CheckpointStore
+    output_dir: Path
+    device: torch.device
+    plugins: list[str]
+    record: dict[str, Any]
+    banner: list[tuple[str, str]]
+    settings_record: dict[str, Any]
+    non_finite: str = "stop"
+    max_skipped_updates: int = 10
+    signals: StopSignals = field(default_factory=StopSignals)
+
+
+class Run(ClassyTask):
+    """One training run. Hooks get this object; what they may use are the public names without arguments of ``Parts``.
+
+    Attributes:
+        progress: where the run stands.
+        last: report of the newest step, None before the first.
+        last_batch: the newest micro-batch.
+        stop_reason: why the run ends before its length, None while it goes on.
+        metrics: newest value of each number emitted by an evaluating hook, by ``kind.name``.
+    """
+
+    train = True
+
+    def __init__(self, parts: Parts):
+        super().__init__()
+        self.parts = parts
+        self.settings, self.plan, self.model, self.loss = parts.settings, parts.plan, parts.model, parts.loss
+        self.optimizer, self.dataset, self.device = parts.optimizer, parts.dataset, parts.device
+        self.output_dir, self.plugins, self.build_dataset = parts.output_dir, parts.plugins, parts.build_dataset
+        self.hooks = sorted(parts.hooks.values(), key=lambda hook: hook.runs_last)
+        self.progress = Progress(0, parts.plan.total_steps, parts.plan.steps_per_epoch)
+        self.last: StepReport | None = None
+        self.last_batch: Batch | None = None
+        self.stop_reason: str | None = None
+        self.metrics: dict[str, float] = {}
+        self.resumed_from: int | None = None
+        self.skipped_updates = 0
+        self._loader: Any = None
+        self._batches: Iterator[Batch] | None = None
+        self._saved_at: int | None = None
+        self._known_skipped = 0
+
+    # -- what hooks may call ----------------------------------------------------------------------------------------
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes files."""
+        return comm.is_main()
+
+    @property
+    def normalise(self) -> Callable[[Any], Any]:
+        """uint8 views -> what the network sees."""
+        return self.parts.step.normalise
+
+    def banner(self) -> list[tuple[str, str]]:
+        """What is worth knowing before the first step, as rows ``(label, text)``."""
+        resume = "new run" if self.resumed_from is None else f"resumed from step {self.resumed_from}"
+        return [*self.parts.banner, ("Start", resume)]
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Sends an event to every hook; numbers of it become ``metrics`` under ``kind.name``."""
+        event = Event(kind, self.progress.step, self.progress.epoch, time.time(), fields)
+        for name, value in fields.items():
+            if isinstance(value, float):
+                self.metrics[f"{kind}.{name}"] = value
+        for hook in self.hooks:
+            hook.on_event(self, event)
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Tells the user something, and records it; ``level`` is info, warning or error."""
+        self.emit("message", text=text, level=level)
+
+    def request_stop(self, reason: str) -> None:
+        """Ends the run after this step, with a checkpoint."""
+        self.stop_reason = self.stop_reason or reason
+
+    def save_checkpoint(self, reason: str) -> Path | None:
+        """Writes a checkpoint of this step; called by all processes. None if it could not be written (said why)."""
+        step = self.progress.step
+        common = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.parts.step.precision.scaler.state_dict(),
+            "loss": self._loss_state(per_rank=False),
+            "hooks": {name: hook.state_dict() for name, hook in self.parts.hooks.items()},
+            "skipped_updates": self.skipped_updates,
+        }
+        per_rank = {"rng": rng_state(), "loss": self._loss_state(per_rank=True)}
+        record = {**self.parts.record, "step": step, "epoch": round(self.progress.epoch, 4), "written": wall_clock()}
+        manifest = {
+            "reason": reason,
+            "epoch": self.progress.epoch,
+            "metrics": dict(self.metrics),
+            "settings": self.parts.settings_record,
+        }
+        path = self.parts.store.save(step, common, per_rank, self.model.trunk.state_dict(), record, manifest)
+        if path is not None:
+            self._saved_at = step
+            self.emit("checkpoint", path=str(path), reason=reason)
+        return path
+
+    # -- classy-vision's contract: the trainer calls these ----------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Run:
+        """Not a way in: a run takes built objects (see ``trainer.build``)."""
+        raise TypeError("a Run is made from built objects: use vissl_like.trainer.build.build_run(settings)")
+
+    @property
+    def where(self) -> float:
+        """Finished share of the run."""
+        return self.progress.fraction
+
+    def done_training(self) -> bool:
+        """Whether the length is reached or a stop was asked for."""
+        return self.stop_reason is not None or self.progress.step >= self.progress.total_steps
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict[str, Any]:
+        """The step; everything else is in checkpoints."""
+        return {"step": self.progress.step}
+
+    def set_classy_state(self, state: dict[str, Any]) -> None:
+        """Moves to a step; used when resuming."""
+        self.progress = Progress(int(state["step"]), self.progress.total_steps, self.progress.steps_per_epoch)
+
+    def prepare(self, num_dataloader_workers: int = 0, dataloader_mp_context: Any = None) -> None:
+        """Nothing: built objects come ready."""
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Takes up where a checkpoint left off; called by all processes."""
+        common, per_rank = load_states(checkpoint)
+        self.model.load_state_dict(common["model"])
+        self.optimizer.load_state_dict(common["optimizer"])
+        self.parts.step.precision.scaler.load_state_dict(common["scaler"])
+        self.loss.load_state_dict({**common["loss"], **per_rank["loss"]})
+        for name, hook in self.parts.hooks.items():
+            hook.load_state_dict(common["hooks"].get(name, {}))
+        self.skipped_updates = common["skipped_updates"]
+        self.set_classy_state(common)
+        self.resumed_from = self._saved_at = self.progress.step
+        restore_rng_state(per_rank["rng"])
+
+    def on_start(self) -> None:
+        """Starts the loader at the current step and tells the hooks."""
+        self._loader = self.parts.make_loader(self.progress.step)
+        self._batches = iter(self._loader)
+        self.model.train()
+        self._tell("on_start")
+
+    def on_phase_start(self) -> None:
+        """An epoch begins, or goes on after a resume."""
+        self._phase = self.progress.step // self.progress.steps_per_epoch
+        self._tell("on_phase_start")
+
+    def train_step(self) -> None:
+        """One optimizer step; ends the phase by StopIteration, as classy-vision's trainer expects."""
+        if self.done_training() or self.progress.step // self.progress.steps_per_epoch > self._phase:
+            raise StopIteration
+        assert self._batches is not None
+        started = time.perf_counter()
+        micro_batches = [next(self._batches) for _ in range(self.plan.accumulation)]
+        waited = time.perf_counter() - started
+        self.last_batch = micro_batches[-1]
+        report = self.parts.step(micro_batches, self.progress)
+        report.data_wait, report.step_time = waited, time.perf_counter() - started
+        self.last = report
+        self.progress = Progress(self.progress.step + 1, self.progress.total_steps, self.progress.steps_per_epoch)
+        self._mention_skipped_images()
+        if report.skipped_update:
+            self._on_skipped_update(report)
+        else:
+            self.skipped_updates = 0
+        self._agree_on_stop()
+
+    def eval_step(self) -> None:
+        """Never called: measuring is done by hooks and by the evaluate engine."""
+        raise TypeError("this task has no test phase")
+
+    def on_phase_end(self) -> None:
+        """An epoch is over, or the run stops inside one."""
+        self._tell("on_phase_end")
+
+    def on_end(self) -> None:
+        """Last words: a checkpoint if the newest step has none."""
+        if self._saved_at != self.progress.step:
+            self.save_checkpoint(self.stop_reason or "end")
+        self._tell("on_end")
+
+    def init_distributed_data_parallel_model(self) -> None:
+        """Nothing: the wrapped model comes built."""
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def on_error(self, error: BaseException) -> None:
+        """Tells the hooks that the run dies of ``error``."""
+        for hook in self.hooks:
+            hook.on_error(self, error)
+
+    def _tell(self, event: str) -> None:
+        for hook in self.hooks:
+            getattr(hook, event)(self)
+
+    def _loss_state(self, per_rank: bool) -> dict[str, Any]:
+        own = set(self.loss.per_rank_buffers)
+        return {key: value for key, value in self.loss.state_dict().items() if (key in own) == per_rank}
+
+    def _agree_on_stop(self) -> None:
+        """A signal to any process stops all of them at the same step."""
+        mine = self.parts.signals.requested or self.stop_reason
+        reasons = [reason for reason in comm.all_gather_object(mine) if reason] if comm.active() else [mine]
+        if reasons and reasons[0]:
+            self.request_stop(reasons[0])
+
+    def _mention_skipped_images(self) -> None:
+        skipped = self._loader.skipped
+        for image in skipped[self._known_skipped :]:
+            self.emit("skipped_image", path=image.path, reason=image.reason)
+        self._known_skipped = len(skipped)
+
+    def _on_skipped_update(self, report: StepReport) -> None:
+        """A non-finite step: fp16 lowers its scale and goes on; otherwise it counts, and may end the run."""
+        scaler = self.parts.step.precision.scaler
+        gradients_only = all(name.startswith("gradient") for name in report.non_finite)
+        if scaler.is_enabled() and gradients_only and scaler.get_scale() >= 1:
+            return
+        self.skipped_updates += 1
+        names = [name for rank_names in comm.all_gather_object(report.non_finite) for name in rank_names]
+        ranks = [rank for rank, found in enumerate(comm.all_gather_object(bool(report.non_finite))) if found]
+        indices = self.last_batch.index.tolist() if self.last_batch is not None else []
+        paths = [self.dataset.path(index) for index in indices[:10]]
+        self.emit(
+            "non_finite",
+            what=names,
+            ranks=ranks,
+            lr=report.lr,
+            grad_norm=report.grad_norm,
+            indices=indices,
+            paths=paths,
+        )
+        if self.parts.non_finite == "stop" or self.skipped_updates > self.parts.max_skipped_updates:
+            raise NonFiniteError(
+                f"step {self.progress.step}: not finite: {', '.join(names[:4]) or 'a value on another process'} "
+                f"(process {ranks}, lr {report.lr:.3g}, gradient norm {report.grad_norm:.3g}). The weights are as "
+                f"before this step; the newest checkpoint is in {self.parts.store.folder}. Lower OPTIMIZER.base_lr, "
+                "lengthen the warm-up, set TRAIN.clip_norm, or use TRAIN.precision=fp32; TRAIN.non_finite=skip leaves "
+                "such steps out."
+            )

@@ -1,0 +1,162 @@
+"""One optimizer step: forward and loss per micro-batch, guard, clip, update."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vissl_like.data.normalise import Normalise
+from vissl_like.distributed import comm
+from vissl_like.losses.base import Loss
+from vissl_like.models.ssl_model import SSLModel
+from vissl_like.records import Batch, ModelOutput, Progress
+from vissl_like.trainer.precision import Precision
+
+
+@dataclass
+class StepReport:
+    """What happened in one optimizer step; numbers are means over all processes.
+
+    Attributes:
+        loss: value of the objective.
+        parts: every named part of it, ``loss`` included.
+        lr: learning rate of the update.
+        grad_norm: l2 norm of the gradient before clipping.
+        images: images over all processes.
+        data_wait: seconds spent waiting for the loader.
+        step_time: seconds of the whole step, waiting included.
+        skipped_update: whether the weights were left alone.
+        non_finite: names of what was not finite.
+        output: the last micro-batch's output, detached.
+    """
+
+    loss: float
+    parts: dict[str, float]
+    lr: float
+    grad_norm: float
+    images: int
+    data_wait: float = 0.0
+    step_time: float = 0.0
+    skipped_update: bool = False
+    non_finite: list[str] = field(default_factory=list)
+    output: ModelOutput | None = None
+
+
+class TrainStep:
+    """Turns micro-batches into one update.
+
+    Order: schedules, head's before-forward, then per micro-batch forward, loss and backward; then unscale, guard (loss
+    and gradient finite on every process?), clip, head's before-update, optimizer, loss's after-update.
+
+    Args:
+        model: trunk and head.
+        wrapped: ``model``, or its data-parallel wrapper.
+        loss: the objective.
+        optimizer: its ``lr`` is set by this class.
+        schedules: ``lr`` -> function of progress.
+        precision: number format of the forward pass.
+        normalise: uint8 views -> float32 on the device.
+        clip_norm: largest norm of the whole gradient, or None.
+    """
+
+    def __init__(
+        self,
+        model: SSLModel,
+        wrapped: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        schedules: dict[str, Any],
+        precision: Precision,
+        normalise: Normalise,
+        clip_norm: float | None,
+    ):
+        self.model, self.wrapped, self.loss, self.optimizer = model, wrapped, loss, optimizer
+        self.schedules, self.precision, self.normalise, self.clip_norm = schedules, precision, normalise, clip_norm
+
+    def __call__(self, micro_batches: list[Batch], progress: Progress) -> StepReport:
+        """One update from equally large micro-batches; leaves the weights alone if anything is not finite."""
+        started = time.perf_counter()
+        lr = self.schedules["lr"](progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.head.before_forward(progress)
+        sums: dict[str, Tensor] = {}
+        output: ModelOutput | None = None
+        for number, batch in enumerate(micro_batches):
+            with self._sync(last=number == len(micro_batches) - 1):
+                output, parts = self._forward(batch, progress)
+                self.precision.scaler.scale(parts["loss"] / len(micro_batches)).backward()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / len(micro_batches)
+        self.precision.scaler.unscale_(self.optimizer)
+        report = self._update(sums, progress, lr)
+        report.images = sum(len(batch) for batch in micro_batches) * comm.world_size()
+        report.output = _detached(output)
+        report.step_time = time.perf_counter() - started
+        return report
+
+    def _sync(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients are averaged over processes once, in the last micro-batch's backward."""
+        no_sync = getattr(self.wrapped, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
+
+    def _forward(self, batch: Batch, progress: Progress) -> tuple[ModelOutput, dict[str, Tensor]]:
+        views = [self.normalise(view) for view in batch.views]
+        with self.precision.autocast():
+            output = self.wrapped(views)
+        return output, self.loss(output, batch, progress)
+
+    def _update(self, sums: dict[str, Tensor], progress: Progress, lr: float) -> StepReport:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=None)
+        values = torch.stack([*sums.values(), norm])
+        finite = bool(comm.all_reduce(torch.isfinite(values).float(), "min").min())
+        values = comm.all_reduce(values) / comm.world_size()
+        if finite:
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
+            self.model.head.before_update(progress)
+            self.precision.scaler.step(self.optimizer)
+            self.loss.after_update(progress)
+        else:
+            self.loss.forget_pending()
+        non_finite = [] if finite else self._non_finite_names(sums)
+        self.precision.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = dict(zip(sums, values[:-1].tolist(), strict=True))
+        return StepReport(
+            loss=parts["loss"],
+            parts=parts,
+            lr=lr,
+            grad_norm=float(values[-1]),
+            images=0,
+            skipped_update=not finite,
+            non_finite=non_finite,
+        )
+
+    def _non_finite_names(self, sums: dict[str, Tensor]) -> list[str]:
+        """Loss parts, weights, then gradients (first ten of each) that are not finite on this process."""
+        parts = [f"loss part {name}" for name, value in sums.items() if not torch.isfinite(value)]
+        weights = [f"weight {n}" for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        gradients = [
+            f"gradient of {n}"
+            for n, p in self.model.named_parameters()
+            if p.grad is not None and not torch.isfinite(p.grad).all()
+        ]
+        return parts + weights[:10] + gradients[:10]
+
+
+def _detached(output: ModelOutput | None) -> ModelOutput | None:
+    if output is None:
+        return None
+    head = type(output.head)(
+        embedding=output.head.embedding.detach(),
+        logits=tuple(tensor.detach() for tensor in output.head.logits),
+        prototypes=tuple(tensor.detach() for tensor in output.head.prototypes),
+    )
+    return ModelOutput(output.num_views, output.features.detach(), head)
