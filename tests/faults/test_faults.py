@@ -152,3 +152,39 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     done = run(tmp_path / "file" / "out")
     assert done.returncode == 2 and "cannot be written" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_loses_nothing_that_was_finished(tmp_path):
+    """A real full file system: earlier checkpoints stay whole, the last state is rescued, the run goes on from it."""
+    disk, rescue = tmp_path / "disk", tmp_path / "rescue"
+    disk.mkdir(), rescue.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("this machine does not allow mounting a small file system")
+    try:
+        filler = disk / "filler"
+        out = disk / "run"
+        environment = {**os.environ, "TMPDIR": str(rescue)}
+        go = lambda *more: subprocess.run(  # noqa: E731
+            command(out, *more), cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
+        )
+        assert go("config.TRAIN.length=1 epochs").returncode == 0
+        filler.write_bytes(b"x" * (disk_free(disk) - 200_000))
+        longer = ["config.TRAIN.length=2 epochs", "config.CHECKPOINT.resume=force"]
+        full = go(*longer)
+        assert full.returncode == 2 and "No space left on device" in full.stdout
+        assert "The checkpoint of step 4 is intact" in full.stdout and steps_saved(out) == [4]
+        assert "the state of step 8 is in" in full.stderr and "Traceback" not in full.stderr
+        filler.unlink()
+        (saved,) = rescue.glob("vissl_like_rescue_*/step_*")
+        subprocess.run(["mv", str(saved), str(out / "checkpoints")], check=True)
+        assert "resumed from step 8" in go(*longer).stdout
+    finally:
+        subprocess.run(["umount", str(disk)])
+
+
+def disk_free(path):
+    facts = os.statvfs(path)
+    return facts.f_bavail * facts.f_frsize

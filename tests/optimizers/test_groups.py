@@ -38,3 +38,26 @@ def test_a_step_moves_weights_and_its_state_survives(name):
     first.step(), third.step()
     assert not torch.equal(layer.weight, before)
     assert torch.equal(layer.weight, twin.weight)
+
+
+@pytest.mark.parametrize(("name", "nesterov"), [("sgd", False), ("sgd", True), ("larc", False)])
+def test_a_parameter_frozen_at_first_joins_later_as_in_plain_sgd(name, nesterov):
+    """torch's fused SGD alone fails here; the plain one is the reference."""
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(ours.state_dict())
+    options = {"weight_decay": 0.0, **({"nesterov": True} if nesterov else {})}
+    if name == "larc":
+        options["trust"] = 1e9  # with clip, the factor is 1: LARC becomes SGD
+        options["clip"] = True
+    mine = OPTIMIZERS.get(name)(list(ours.named_parameters()), 0.1, **options)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov)
+    for step in range(5):
+        for module, optimizer in ((ours, mine), (plain, reference)):
+            optimizer.zero_grad()
+            module(torch.full((2, 3), float(step + 1))).square().sum().mul(1e-2).backward()
+            if step < 2:
+                module.weight.grad = None
+            optimizer.step()
+        torch.testing.assert_close(ours.weight, plain.weight)
+        torch.testing.assert_close(ours.bias, plain.bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -200,6 +202,7 @@ def _packed_batches(
         **process_options,
     )
     batches = iter(loader)
+    _workers.update(getattr(batches, "_workers", ()))
     while True:
         try:
             packed = next(batches)
@@ -211,6 +214,17 @@ def _packed_batches(
                 raise
             raise explained from error
         yield packed
+
+
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Workers ignore SIGTERM (see ``start_worker``), which is how Python would end those left at exit, and wait."""
+    for worker in list(_workers):
+        if worker.is_alive():
+            worker.kill()
 
 
 def _process_options(workers: int, prefetch: int, pin_memory: bool, start_method: str | None) -> dict[str, Any]:

@@ -39,6 +39,13 @@ class TrainEngine:
         Returns:
             0 when the length was reached, 130 or 143 after a signal, 3 when a hook asked to stop.
         """
+        try:
+            return self._train()
+        except RuntimeError as error:
+            # torch notices a dead worker in a signal handler: the error can come out of any line, clean-up included.
+            raise explain_worker_death(error) or error from error
+
+    def _train(self) -> int:
         settings = self.loaded.resolved
         output_dir = prepare_folder(settings.OUTPUT_DIR)
         torch.use_deterministic_algorithms(settings.TRAIN.deterministic)
@@ -50,9 +57,6 @@ class TrainEngine:
             write_records(self.loaded, output_dir)
             try:
                 ClassyTrainer().train(run)
-            except RuntimeError as error:
-                run.on_error(error)
-                raise explain_worker_death(error) or error from error
             except BaseException as error:
                 run.on_error(error)
                 raise
@@ -74,8 +78,8 @@ class TrainEngine:
             return
         if mode == "never":
             raise UserError(
-                f"OUTPUT_DIR {run.output_dir} holds a checkpoint of step {newest.step} and CHECKPOINT.resume is 'never'. "
-                "Choose another OUTPUT_DIR, or remove the old run."
+                f"OUTPUT_DIR {run.output_dir} holds a checkpoint of step {newest.step} and CHECKPOINT.resume is "
+                "'never'. Choose another OUTPUT_DIR, or remove the old run."
             )
         changes = changed_settings(newest.manifest.get("settings", {}), run.parts.settings_record)
         if changes and mode != "force":

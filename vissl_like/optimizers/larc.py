@@ -9,12 +9,13 @@ import torch
 from torch.nn import Parameter
 
 from vissl_like.optimizers.groups import decay_groups
+from vissl_like.optimizers.momentum import FusedSGD
 from vissl_like.registry import OPTIMIZERS
 from vissl_like.utils.kinds import Fraction, NonNegative, Positive
 
 
 @OPTIMIZERS.register("larc")
-class LARC(torch.optim.SGD):
+class LARC(FusedSGD):
     """SGD with momentum on layer-wise rescaled gradients, for very large batches.
 
     For each tensor with norms p = |w| > 0 and g = |gradient| > 0 the gradient becomes

@@ -6,6 +6,7 @@ import torch
 from torch.nn import Parameter
 
 from vissl_like.optimizers.groups import decay_groups
+from vissl_like.optimizers.momentum import FusedSGD
 from vissl_like.registry import OPTIMIZERS
 from vissl_like.utils.kinds import Fraction, NonNegative
 
@@ -29,4 +30,4 @@ def sgd(
         decay_vectors: also decay biases and norm scales
     """
     groups = decay_groups(named_parameters, weight_decay, decay_vectors)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return FusedSGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)

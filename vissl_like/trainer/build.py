@@ -33,6 +33,7 @@ from vissl_like.registry import (
     Registry,
 )
 from vissl_like.trainer.checkpoint import CheckpointStore
+from vissl_like.trainer.non_finite import NonFinitePolicy
 from vissl_like.trainer.precision import Precision, bf16_supported
 from vissl_like.trainer.rng import seed_everything
 from vissl_like.trainer.run import Parts, Run
@@ -152,8 +153,7 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         record=_backbone_record(settings, dataset, model, transform),
         banner=_banner(settings, plan, dataset, loss, weights_text, device),
         settings_record=OmegaConf.to_container(settings, resolve=True),  # type: ignore[arg-type]
-        non_finite=settings.TRAIN.non_finite,
-        max_skipped_updates=settings.TRAIN.max_skipped_updates,
+        policy=NonFinitePolicy(settings.TRAIN.non_finite, settings.TRAIN.max_skipped_updates),
         signals=signals,
     )
     seed_everything(settings.SEED, 1 + comm.rank())

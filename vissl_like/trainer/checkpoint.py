@@ -156,8 +156,8 @@ class CheckpointStore:
     def _kept_text(self) -> str:
         steps = [step for step, _ in self._folders()]
         if not steps:
-            return "There is no earlier checkpoint; free space or change OUTPUT_DIR. Training goes on."
-        return f"The checkpoint of step {max(steps)} is intact; free space. Training goes on."
+            return "There is no earlier checkpoint; free space or change OUTPUT_DIR"
+        return f"The checkpoint of step {max(steps)} is intact; free space"
 
     def _folders(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
@@ -223,8 +223,8 @@ def load_states(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]
     saved = int(checkpoint.manifest["world_size"])
     if saved != comm.world_size():
         raise UserError(
-            f"{checkpoint.folder} was written by {saved} processes, this run has {comm.world_size()}: queues and random "
-            f"states belong to processes. Start with DISTRIBUTED.processes={saved}, or a new OUTPUT_DIR with "
+            f"{checkpoint.folder} was written by {saved} processes, this run has {comm.world_size()}: queues and "
+            f"random states belong to processes. Start with DISTRIBUTED.processes={saved}, or a new OUTPUT_DIR with "
             f"MODEL.WEIGHTS.path={checkpoint.backbone}."
         )
     read = lambda name: torch.load(checkpoint.folder / name, map_location="cpu", weights_only=True)  # noqa: E731

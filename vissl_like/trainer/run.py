@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,11 @@ from vissl_like.losses.base import Loss
 from vissl_like.models.ssl_model import SSLModel
 from vissl_like.records import Batch, Progress
 from vissl_like.trainer.checkpoint import Checkpoint, CheckpointStore, load_states, wall_clock
+from vissl_like.trainer.non_finite import NonFinitePolicy
 from vissl_like.trainer.rng import restore_rng_state, rng_state
 from vissl_like.trainer.signals import StopSignals
 from vissl_like.trainer.step import StepReport, TrainStep
 from vissl_like.utils.errors import UserError
-
-
-class NonFiniteError(UserError):
-    """Loss or gradients were not finite, and the settings say to stop."""
 
 
 @dataclass
@@ -61,9 +61,8 @@ class Parts:
     record: dict[str, Any]
     banner: list[tuple[str, str]]
     settings_record: dict[str, Any]
-    non_finite: str = "stop"
-    max_skipped_updates: int = 10
-    signals: StopSignals = field(default_factory=StopSignals)
+    policy: NonFinitePolicy
+    signals: StopSignals
 
 
 class Run(ClassyTask):
@@ -92,7 +91,6 @@ class Run(ClassyTask):
         self.stop_reason: str | None = None
         self.metrics: dict[str, float] = {}
         self.resumed_from: int | None = None
-        self.skipped_updates = 0
         self._loader: Any = None
         self._batches: Iterator[Batch] | None = None
         self._saved_at: int | None = None
@@ -142,14 +140,14 @@ class Run(ClassyTask):
             "scaler": self.parts.step.precision.scaler.state_dict(),
             "loss": self._loss_state(per_rank=False),
             "hooks": {name: hook.state_dict() for name, hook in self.parts.hooks.items()},
-            "skipped_updates": self.skipped_updates,
+            "skipped_updates": self.parts.policy.in_a_row,
         }
         per_rank = {"rng": rng_state(), "loss": self._loss_state(per_rank=True)}
         record = {**self.parts.record, "step": step, "epoch": round(self.progress.epoch, 4), "written": wall_clock()}
         manifest = {
             "reason": reason,
             "epoch": self.progress.epoch,
-            "metrics": dict(self.metrics),
+            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
             "settings": self.parts.settings_record,
         }
         path = self.parts.store.save(step, common, per_rank, self.model.trunk.state_dict(), record, manifest)
@@ -194,7 +192,7 @@ class Run(ClassyTask):
         self.loss.load_state_dict({**common["loss"], **per_rank["loss"]})
         for name, hook in self.parts.hooks.items():
             hook.load_state_dict(common["hooks"].get(name, {}))
-        self.skipped_updates = common["skipped_updates"]
+        self.parts.policy.in_a_row = common["skipped_updates"]
         self.set_classy_state(common)
         self.resumed_from = self._saved_at = self.progress.step
         restore_rng_state(per_rank["rng"])
@@ -226,9 +224,9 @@ class Run(ClassyTask):
         self.progress = Progress(self.progress.step + 1, self.progress.total_steps, self.progress.steps_per_epoch)
         self._mention_skipped_images()
         if report.skipped_update:
-            self._on_skipped_update(report)
+            self.parts.policy.judge(self, report)
         else:
-            self.skipped_updates = 0
+            self.parts.policy.in_a_row = 0
         self._agree_on_stop()
 
     def eval_step(self) -> None:
@@ -241,19 +239,47 @@ class Run(ClassyTask):
 
     def on_end(self) -> None:
         """Last words: a checkpoint if the newest step has none."""
-        if self._saved_at != self.progress.step:
-            self.save_checkpoint(self.stop_reason or "end")
+        self._close_loader()
+        reason = self.stop_reason or "end"
+        if self._saved_at != self.progress.step and self.save_checkpoint(reason) is None:
+            self._rescue(reason)
         self._tell("on_end")
 
     def init_distributed_data_parallel_model(self) -> None:
         """Nothing: the wrapped model comes built."""
 
+    def _rescue(self, reason: str) -> None:
+        """The last state could not be written where it belongs: puts it into the system's folder for temporary files.
+
+        Raises:
+            UserError: always, with the place; the run did not end well.
+        """
+        place = comm.broadcast_object(Path(tempfile.gettempdir()) / f"vissl_like_rescue_{os.getpid()}")
+        where_it_belongs = self.parts.store.folder
+        self.parts.store.folder = place
+        saved = self.save_checkpoint(reason)
+        if saved is None:
+            raise UserError(
+                f"the last checkpoint (step {self.progress.step}) can be written neither to {where_it_belongs} nor to "
+                f"{place}. Free space and start the same command again: it goes on from the newest checkpoint."
+            )
+        raise UserError(
+            f"{where_it_belongs} cannot be written, so the state of step {self.progress.step} is in {saved}. Free "
+            f"space, move that folder to {where_it_belongs}, and start the same command again."
+        )
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def on_error(self, error: BaseException) -> None:
         """Tells the hooks that the run dies of ``error``."""
+        self._close_loader()
         for hook in self.hooks:
             hook.on_error(self, error)
+
+    def _close_loader(self) -> None:
+        """Ends the worker processes in order."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
 
     def _tell(self, event: str) -> None:
         for hook in self.hooks:
@@ -275,32 +301,3 @@ class Run(ClassyTask):
         for image in skipped[self._known_skipped :]:
             self.emit("skipped_image", path=image.path, reason=image.reason)
         self._known_skipped = len(skipped)
-
-    def _on_skipped_update(self, report: StepReport) -> None:
-        """A non-finite step: fp16 lowers its scale and goes on; otherwise it counts, and may end the run."""
-        scaler = self.parts.step.precision.scaler
-        gradients_only = all(name.startswith("gradient") for name in report.non_finite)
-        if scaler.is_enabled() and gradients_only and scaler.get_scale() >= 1:
-            return
-        self.skipped_updates += 1
-        names = [name for rank_names in comm.all_gather_object(report.non_finite) for name in rank_names]
-        ranks = [rank for rank, found in enumerate(comm.all_gather_object(bool(report.non_finite))) if found]
-        indices = self.last_batch.index.tolist() if self.last_batch is not None else []
-        paths = [self.dataset.path(index) for index in indices[:10]]
-        self.emit(
-            "non_finite",
-            what=names,
-            ranks=ranks,
-            lr=report.lr,
-            grad_norm=report.grad_norm,
-            indices=indices,
-            paths=paths,
-        )
-        if self.parts.non_finite == "stop" or self.skipped_updates > self.parts.max_skipped_updates:
-            raise NonFiniteError(
-                f"step {self.progress.step}: not finite: {', '.join(names[:4]) or 'a value on another process'} "
-                f"(process {ranks}, lr {report.lr:.3g}, gradient norm {report.grad_norm:.3g}). The weights are as "
-                f"before this step; the newest checkpoint is in {self.parts.store.folder}. Lower OPTIMIZER.base_lr, "
-                "lengthen the warm-up, set TRAIN.clip_norm, or use TRAIN.precision=fp32; TRAIN.non_finite=skip leaves "
-                "such steps out."
-            )

@@ -1,0 +1,144 @@
+"""The trained network of a run or of a file, and how images are brought to it; shared by engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from vissl_like.data.datasets.base import ImageDataset
+from vissl_like.data.loader import auto_workers
+from vissl_like.distributed import comm
+from vissl_like.evaluation.subjects import Protocol, Source
+from vissl_like.models.weights import load_weights, read_backbone
+from vissl_like.trainer.build import build_dataset, build_trunk, choose_device, plain_values
+from vissl_like.trainer.checkpoint import CheckpointStore
+from vissl_like.utils.errors import UserError
+from vissl_like.utils.files import sha256
+
+
+@dataclass
+class Weights:
+    """The trained weights: file, digest, and the record beside them."""
+
+    path: Path
+    digest: str
+    record: dict[str, Any]
+
+
+def protocol_of(loaded: Any) -> Protocol:
+    """How images are brought to networks, from EVALUATE, DATA and TRAIN."""
+    settings = loaded.resolved
+    workers = settings.DATA.WORKERS
+    return Protocol(
+        image_size=settings.EVALUATE.image_size,
+        resize=settings.EVALUATE.resize,
+        batch_size=settings.EVALUATE.batch_size,
+        max_images=settings.EVALUATE.max_images,
+        device=choose_device(settings),
+        workers=auto_workers(comm.world_size()) if workers == "auto" else workers,
+        plugins=tuple(loaded.plugins),
+        channels_last=settings.TRAIN.channels_last in (True, "auto"),
+        seed=settings.SEED,
+    )
+
+
+def open_source(section: Any) -> Source:
+    """A dataset from its section."""
+    return Source(build_dataset(section), plain_values(section))
+
+
+def find_weights(settings: Any, output_dir: Path, *, alone: bool = False) -> Weights:
+    """The weights that EVALUATE.weights names, or those of the newest checkpoint.
+
+    Args:
+        settings: resolved settings.
+        output_dir: of the run.
+        alone: only this process asks; else every process must call it, and all get what the main one finds.
+
+    Raises:
+        UserError: there are none.
+    """
+    given = settings.EVALUATE.weights
+    if given is None:
+        store = CheckpointStore(output_dir / "checkpoints", 1, None, None, say=lambda text, level: print(text))
+        newest = store.newest() if alone or comm.is_main() else None
+        newest = newest if alone else comm.broadcast_object(newest)
+        if newest is None:
+            raise UserError(
+                f"OUTPUT_DIR {output_dir} holds no checkpoint to evaluate. Train first (config.ENGINE=train), or name "
+                "a file: config.EVALUATE.weights=backbone.safetensors"
+            )
+        path = newest.backbone
+    else:
+        path = Path(given).expanduser()
+        # A checkpoint is a folder; what is evaluated is the plain backbone inside of it.
+        folder = path if path.is_dir() else path.parent if path.name == "state.pt" else None
+        if folder is not None:
+            path = folder / "backbone.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"EVALUATE.weights: {given} is neither a file of weights nor a checkpoint's folder with a "
+                "backbone.safetensors"
+            )
+    return Weights(path, sha256(path), read_backbone(path)[1])
+
+
+def build_trained(settings: Any, weights: Weights, dataset: ImageDataset) -> tuple[nn.Module, list[str]]:
+    """The trunk with the weights in it, and what the user should know about them.
+
+    The architecture is that of the record beside the weights; where there is none, that of MODEL.TRUNK.
+
+    Raises:
+        UserError: the weights do not fit the network or the images.
+    """
+    record, notices = weights.record, []
+    if record.get("channels", dataset.channels) != dataset.channels:
+        raise UserError(
+            f"the network takes images of {record['channels']} channel(s), the probe images have {dataset.channels}. "
+            f"Set config.DATA.PROBE_TRAIN.channels={record['channels']} (and PROBE_TEST's)."
+        )
+    for name, own in (("mean", dataset.mean), ("std", dataset.std)):
+        if name in record and not np.allclose(record[name], own, atol=1e-6):
+            notices.append(
+                f"the probe images are normalised with {name} {_short(own)}, training used {_short(record[name])}: set "
+                f"DATA.PROBE_TRAIN.{name} (and PROBE_TEST's) to that"
+            )
+    section = trunk_section(settings, record)
+    if settings.MODEL.TRUNK is not None and plain_values(settings.MODEL.TRUNK) != section:
+        notices.append(f"the network is the one that was trained, {section}, not MODEL.TRUNK")
+    trunk = build_trunk(section, dataset.channels)
+    allowed = settings.MODEL.WEIGHTS
+    report = load_weights(
+        trunk,
+        weights.path,
+        prefix=allowed.prefix if settings.EVALUATE.weights else None,
+        allow_missing=list(allowed.allow_missing) if settings.EVALUATE.weights else [],
+        allow_unused=list(allowed.allow_unused) if settings.EVALUATE.weights else [],
+    )
+    return trunk, [str(report), *notices]
+
+
+def trained_identity(settings: Any, weights: Weights) -> str:
+    """Text that differs whenever the trained network would."""
+    return f"{trunk_section(settings, weights.record)} {weights.digest}"
+
+
+def trunk_section(settings: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """``name`` and options of the network: of the record beside the weights, else of MODEL.TRUNK.
+
+    Raises:
+        UserError: neither says what the network is.
+    """
+    if "arch" in record:
+        return {"name": record["arch"], **record.get("arch_options", {})}
+    if settings.MODEL.TRUNK is not None:
+        return plain_values(settings.MODEL.TRUNK)
+    raise UserError("what network are these weights of? Nothing lies beside them that says so: give config.MODEL.TRUNK")
+
+
+def _short(values: Any) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

@@ -1,0 +1,227 @@
+"""What gives features: the trained network, and the floors that it must beat."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vissl_like.data.datasets.base import ImageDataset
+from vissl_like.distributed import comm
+from vissl_like.evaluation.base import Features
+from vissl_like.evaluation.features import (
+    calibrate_batch_norm,
+    extract_features,
+    raw_pixel_features,
+    untouched_randomness,
+)
+from vissl_like.evaluation.store import FeatureStore, cache_key, dataset_identity
+
+TRAINED, RANDOM, PIXELS = "trained", "random init", "raw pixels"
+MOST_PIXEL_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are brought to a network.
+
+    Attributes:
+        image_size: side of the centre square, in pixels.
+        resize: shorter side before cutting; None for ``image_size``.
+        batch_size: images per forward.
+        max_images: at most so many of each set; None for all.
+        device: where networks run.
+        workers: loading processes.
+        plugins: what they load first.
+        channels_last: memory order of images.
+        seed: of the untrained network and of the hold-out.
+    """
+
+    image_size: int
+    resize: int | None = None
+    batch_size: int = 64
+    max_images: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 0
+    plugins: tuple[str, ...] = ()
+    channels_last: bool = False
+    seed: int = 0
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments that every extraction takes."""
+        return {
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "batch_size": self.batch_size,
+            "workers": self.workers,
+            "plugins": self.plugins,
+        }
+
+    def running(self) -> dict[str, Any]:
+        """Arguments that running a network takes besides."""
+        return {**self.loading(), "device": self.device, "channels_last": self.channels_last}
+
+
+@dataclass
+class Source:
+    """A dataset and what distinguishes its images from others, for the cache.
+
+    Attributes:
+        dataset: the images.
+        settings: the section it was built from.
+    """
+
+    dataset: ImageDataset
+    settings: dict[str, Any] = field(default_factory=dict)
+    _identity: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """Digest of which images they are, and how they are normalised."""
+        if self._identity is None:
+            look = [list(self.dataset.mean), list(self.dataset.std), self.settings]
+            self._identity = cache_key({"images": dataset_identity(self.dataset), "look": look})
+        return self._identity
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels of all images, in order."""
+        return None if self.dataset.labels is None else torch.from_numpy(np.asarray(self.dataset.labels)).long()
+
+
+@dataclass
+class Subject:
+    """Something that gives features of images.
+
+    Attributes:
+        name: shown in tables.
+        identity: text that differs whenever its features would.
+        extract: features of a dataset.
+        pixels: whether its features are pixels, which are stored as such.
+        shared: whether the processes of the run extract together, each calling ``extract``; else only one calls it.
+    """
+
+    name: str
+    identity: str
+    extract: Callable[[ImageDataset], Features]
+    pixels: bool = False
+    shared: bool = True
+
+    @property
+    def slug(self) -> str:
+        """The name as it appears in files."""
+        return slug_of(self.name)
+
+
+def slug_of(name: str) -> str:
+    """Lower-case letters, digits and underscores of a name."""
+    return re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
+
+
+def network_subject(name: str, identity: str, trunk: nn.Module, protocol: Protocol, *, share: bool = True) -> Subject:
+    """A network, frozen; with ``share`` the processes of the run divide the images among them."""
+    trunk = _placed(trunk, protocol)
+    return Subject(
+        name,
+        identity,
+        lambda dataset: extract_features(
+            trunk, dataset, **protocol.running(), max_images=protocol.max_images, share=share
+        ),
+        shared=share,
+    )
+
+
+def untrained_subject(
+    build: Callable[[], nn.Module], identity: str, calibration: ImageDataset, protocol: Protocol
+) -> Subject:
+    """The same network with fresh weights drawn from the seed, its BatchNorm statistics taken from the data.
+
+    It is built when its features are first asked for: not at all if they are in the cache.
+
+    Args:
+        build: makes the network; its random numbers come from torch's global generator.
+        identity: of the network's settings.
+        calibration: images whose statistics are taken, without labels.
+        protocol: see ``Protocol``.
+    """
+    made: list[nn.Module] = []
+
+    def extract(dataset: ImageDataset) -> Features:
+        if not made:
+            with untouched_randomness(protocol.device):
+                torch.manual_seed(protocol.seed)
+                trunk = _placed(build(), protocol)
+            calibrate_batch_norm(trunk, calibration, **protocol.running(), seed=protocol.seed)
+            made.append(trunk)
+        return extract_features(made[0], dataset, **protocol.running(), max_images=protocol.max_images, share=True)
+
+    return Subject(RANDOM, f"{identity} seed {protocol.seed} torch {torch.__version__}", extract)
+
+
+def pixel_subject(protocol: Protocol) -> Subject:
+    """The pixels themselves. Only the main process reads them: there is nothing to compute."""
+
+    def extract(dataset: ImageDataset) -> Features:
+        if not comm.is_main():
+            return _nothing()
+        return raw_pixel_features(dataset, **protocol.loading(), max_images=protocol.max_images)
+
+    return Subject(PIXELS, "pixels", extract, pixels=True)
+
+
+def too_many_pixels(dataset: ImageDataset, protocol: Protocol) -> str | None:
+    """Why raw pixels are left out, None if they fit into memory."""
+    images = len(dataset) if protocol.max_images is None else min(len(dataset), protocol.max_images)
+    size = 4 * images * dataset.channels * protocol.image_size**2
+    if size <= MOST_PIXEL_BYTES:
+        return None
+    return (
+        f"raw pixels are left out: {images:,d} images of {protocol.image_size} px would take {size / 2**30:.1f} GiB. "
+        "Set EVALUATE.max_images to have them."
+    )
+
+
+def feature_key(subject: Subject, source: Source, protocol: Protocol) -> str:
+    """Name of a subject's features of some images in the store."""
+    facts = {
+        "subject": subject.identity,
+        "images": source.identity,
+        "size": protocol.image_size,
+        "resize": protocol.resize,
+        "max_images": protocol.max_images,
+    }
+    return cache_key(facts)
+
+
+def subject_features(subject: Subject, source: Source, protocol: Protocol, store: FeatureStore | None) -> Features:
+    """Features of a subject, from the store if they are there; every process must call this if the subject is shared.
+
+    A store that cannot be written is no reason to fail: the features are used and not kept.
+    """
+    key = feature_key(subject, source, protocol)
+    found = store.get(key, source.labels) if store is not None and comm.is_main() else None
+    if comm.broadcast_object(found is not None) if subject.shared else found is not None:
+        return found if found is not None else _nothing()
+    features = subject.extract(source.dataset)
+    if store is not None and comm.is_main():
+        try:
+            store.put(key, features, subject.pixels)
+        except OSError as error:
+            warnings.warn(f"the features of {subject.name} are not kept in {store.folder}: {error}", stacklevel=2)
+    return features
+
+
+def _placed(trunk: nn.Module, protocol: Protocol) -> nn.Module:
+    trunk = trunk.to(protocol.device)
+    return trunk.to(memory_format=torch.channels_last) if protocol.channels_last else trunk  # type: ignore[call-overload]
+
+
+def _nothing() -> Features:
+    """What processes other than the main one have where the main one alone knows."""
+    return Features(torch.empty(0, 0), None, torch.empty(0, dtype=torch.int64))

@@ -1,0 +1,1 @@
+"""Measures of predictions that are fed batch by batch: one file per meter."""
