@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: import, --check of a bad YAML, --help. Fresh processes, median of runs.
+"""How long a user waits before anything happens: import, --check, --help. Fresh processes, median of runs.
 
 Usage: python dev/bench/startup.py [--runs 7]
 """

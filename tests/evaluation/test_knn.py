@@ -95,3 +95,16 @@ def test_evaluation_metrics():
 def test_missing_labels_are_explained():
     with pytest.raises(UserError, match="one sub-folder per class"):
         KnnEvaluation()(features(BANK, None), features(QUERY, [0]), 3)
+
+
+def test_a_large_bank_gives_the_same_neighbours_as_a_plain_search(monkeypatch):
+    """Above FAISS_ROWS the CPU search is faiss's; below it is torch's."""
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.nn.functional.normalize(torch.randn(700, 16, generator=generator), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(9, 16, generator=generator), dim=1)
+    plain = (queries @ bank.T).topk(5)
+    for rows in (100, 1000):
+        monkeypatch.setattr(knn, "FAISS_ROWS", rows)
+        similarity, position = nearest_rows(bank, queries, 5)
+        assert torch.equal(position, plain.indices)
+        torch.testing.assert_close(similarity, plain.values)

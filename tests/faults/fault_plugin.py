@@ -7,7 +7,6 @@ import time
 import torch
 
 from vissl_like.hooks.base import Hook
-from vissl_like.losses.base import Loss
 from vissl_like.losses.swav import SwAVLoss
 from vissl_like.registry import HOOKS, LOSSES
 from vissl_like.utils.kinds import Index

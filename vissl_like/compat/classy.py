@@ -1,4 +1,4 @@
-"""classy-vision 0.7.0: the contracts of its task, trainer, hook, loss, meter and transform, and its FLOP counter.
+"""classy-vision 0.7.0: the contracts of its task, trainer and hook.
 
 Everything else of the package (its mixed precision, checkpoints, samplers, ...) is replaced by ours. Importing this
 module imports torch and torchvision.
@@ -30,20 +30,8 @@ with warnings.catch_warnings():
     )
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     _keep_video_import_alive()
-    from classy_vision.dataset.transforms import ClassyTransform
-    from classy_vision.generic.profiler import compute_flops
     from classy_vision.hooks import ClassyHook
-    from classy_vision.losses import ClassyLoss
-    from classy_vision.meters import ClassyMeter
     from classy_vision.tasks import ClassyTask
     from classy_vision.trainer import ClassyTrainer
 
-__all__ = [
-    "ClassyHook",
-    "ClassyLoss",
-    "ClassyMeter",
-    "ClassyTask",
-    "ClassyTrainer",
-    "ClassyTransform",
-    "compute_flops",
-]
+__all__ = ["ClassyHook", "ClassyTask", "ClassyTrainer"]

@@ -26,8 +26,3 @@ def get_faiss() -> Any:
         ) from error
     faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss
-
-
-def gpu_count() -> int:
-    """GPUs that faiss can use; with 0, its GPU classes exist but must not be touched (some quietly do nothing)."""
-    return int(get_faiss().get_num_gpus())

@@ -26,7 +26,11 @@ def launch(loaded: Any) -> int:
     """
     wanted = loaded.resolved.DISTRIBUTED.processes
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _run_process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None, loaded)
+        given = int(os.environ["WORLD_SIZE"])
+        if wanted not in (1, given):
+            print(f"DISTRIBUTED.processes is {wanted}, but the launcher started {given} processes", file=sys.stderr)
+            return 2
+        return _run_process(int(os.environ["RANK"]), given, None, loaded)
     if wanted == 1:
         return _run_process(0, 1, None, loaded)
     return _spawn(loaded, wanted)

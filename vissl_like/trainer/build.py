@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -283,11 +284,14 @@ def _backbone_record(settings: Any, dataset: ImageDataset, model: SSLModel, tran
 def _banner(
     settings: Any, plan: Plan, dataset: ImageDataset, loss: Loss, weights: str, device: torch.device
 ) -> list[tuple[str, str]]:
-    trivial = loss.trivial_value()
+    trivial, wanted = loss.trivial_value(), settings.DISTRIBUTED.processes
     facts = dataset.describe()
     rows = [
         ("Data", f"{facts['images']} images, labels {facts['labels']}, {facts['skipped']} skipped at scan"),
-        ("Processes", f"wanted {settings.DISTRIBUTED.processes}, found {plan.world_size}, on {device.type}"),
+        (
+            "Processes",
+            f"wanted {max(wanted, int(os.environ.get('WORLD_SIZE', 1)))}, found {plan.world_size}, on {device.type}",
+        ),
         *[(given, f"{rule} -> {derived}") for given, rule, derived in plan.rows],
         ("Weights", weights),
         ("Trivial loss", f"{trivial:.4f} (a loss that stays here means collapse)" if trivial is not None else "none"),

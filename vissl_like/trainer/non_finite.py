@@ -57,6 +57,6 @@ class NonFinitePolicy:
         if self.mode == "stop" or self.in_a_row > self.limit:
             raise NonFiniteError(
                 f"step {run.progress.step}: not finite: {', '.join(names[:4])}. The weights are as before this step; "
-                f"the newest checkpoint is in {run.parts.store.folder}. Lower OPTIMIZER.base_lr, lengthen the warm-up, set "
-                "TRAIN.clip_norm, or use TRAIN.precision=fp32; TRAIN.non_finite=skip leaves such steps out."
+                f"the newest checkpoint is in {run.parts.store.folder}. Lower OPTIMIZER.base_lr, lengthen the warm-up, "
+                "set TRAIN.clip_norm, or use TRAIN.precision=fp32; TRAIN.non_finite=skip leaves such steps out."
             )
