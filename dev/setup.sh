@@ -11,8 +11,9 @@ python="${PYTHON:-python3}"
   echo "Python >= 3.10 is needed; $("$python" --version) was found. Set PYTHON to a newer one." >&2
   exit 1
 }
-if [ ! -x "$venv/bin/python" ]; then
-  "$python" -m venv "$venv" || {
+# A venv that was begun without Debian's python3-venv has a Python but no pip.
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  "$python" -m venv --clear "$venv" || {
     echo "The venv module is missing: run 'apt-get install python3-venv' and start again." >&2
     exit 1
   }

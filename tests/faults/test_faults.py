@@ -94,6 +94,16 @@ def test_a_dead_worker_is_explained(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_signal_to_the_launcher_alone_ends_all_processes_with_a_checkpoint(tmp_path, number, status):
+    process = start(tmp_path, "config.DISTRIBUTED.processes=2", "config.TRAIN.length=400 steps")
+    os.kill(process.pid, number)
+    text = process.communicate(timeout=120)[0]  # ends only when no process holds the pipe any more
+    assert process.returncode == status, text
+    assert len(steps_saved(tmp_path)) == 1 and "Stopped at step" in text
+
+
+@pytest.mark.slow
 def test_one_process_of_two_killed_ends_the_run_with_its_name(tmp_path):
     process = start(tmp_path, "config.DISTRIBUTED.processes=2", "config.TRAIN.length=400 steps")
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()

@@ -49,7 +49,7 @@ def settings(train="train", test="test", workers=0):
     return {
         "HOOKS": {},
         "SEED": 0,
-        "DATA": {"PROBE_TRAIN": train, "PROBE_TEST": test, "WORKERS": workers},
+        "DATA": {"PROBE_TRAIN": train, "PROBE_TEST": test, "WORKERS": workers, "START_METHOD": None},
         "EVALUATE": {"image_size": 16, "resize": None, "batch_size": 16, "holdout": 0.25},
     }
 

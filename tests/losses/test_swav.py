@@ -189,7 +189,7 @@ def test_trivial_value_is_what_uniform_outputs_give():
     nn.init.zeros_(model.head.projection_head[3].bias)
     views = views_of(0)
     parts = loss(model(views), batch(views), Progress(0, 4, 2))
-    assert float(parts["loss"]) == pytest.approx(math.log(PROTOTYPES), abs=1e-5)
+    assert float(parts["loss"].detach()) == pytest.approx(math.log(PROTOTYPES), abs=1e-5)
 
 
 def test_settings_that_cannot_work_are_refused():

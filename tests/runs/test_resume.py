@@ -101,12 +101,25 @@ def test_worker_processes_do_not_change_the_result(tmp_path, straight):
     assert_same(state_of(tmp_path), straight[0])
 
 
-def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, straight):
-    assert train(tmp_path, "config.HOOKS.stop_at={step: 9}") == 3
+@pytest.mark.parametrize("step", [8, 9])
+def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, straight, step):
+    """Also where the next run writes a checkpoint at that very step (8)."""
+    assert train(tmp_path, f"config.HOOKS.stop_at={{step: {step}}}") == 3
     file = newest(tmp_path).folder / "state.pt"
     file.write_bytes(file.read_bytes()[:-100])
-    assert train(tmp_path) == 0
+    assert train(tmp_path, "config.CHECKPOINT.keep=1") == 0
     assert_same(state_of(tmp_path), straight[0])
+    assert (tmp_path / "checkpoints" / f".step_{step:08d}.damaged").is_dir()
+
+
+def test_changed_options_and_changed_data_are_not_taken_from_the_checkpoint(tmp_path):
+    assert train(tmp_path, "config.HOOKS.stop_at={step: 2}") == 3
+    with pytest.raises(UserError, match="dataset_size: 64 -> 80"):
+        train(tmp_path, "config.DATA.TRAIN.count=80")
+    forced = ["config.OPTIMIZER.weight_decay=0.7", "config.CHECKPOINT.resume=force"]
+    assert train(tmp_path, *forced) == 0
+    common, _ = load_states(newest(tmp_path))
+    assert common["optimizer"]["param_groups"][0]["weight_decay"] == 0.7
 
 
 def _two(rank, world_size, folder, more):

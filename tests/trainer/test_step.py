@@ -110,6 +110,21 @@ def test_a_nan_loss_leaves_the_weights_alone_and_is_named():
     assert not step(batches(1), Progress(4, 10, 5)).skipped_update
 
 
+def test_running_statistics_survive_a_skipped_step():
+    model, step = make(poison=0)
+    model.trunk.register_buffer("running", torch.tensor([1.0]))
+    step = TrainStep(
+        model, model, step.loss, step.optimizer, step.schedules, step.precision, step.normalise, step.clip_norm
+    )
+
+    def spoil(*_):
+        model.trunk.running.fill_(float("inf"))
+
+    model.trunk.register_forward_hook(spoil)
+    step(batches(1), Progress(0, 10, 5))
+    assert model.trunk.running.item() == 1.0
+
+
 def test_a_nan_weight_is_named_by_module():
     model, step = make()
     with torch.no_grad():

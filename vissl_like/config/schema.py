@@ -132,7 +132,7 @@ class CheckpointSettings:
         "folder with checkpoints; force: go on even if settings changed",
     )
     best_metric: str | None = setting(
-        None, "str | None", "metric (such as online_knn.top1) whose best checkpoint is kept too; null: none"
+        None, "str | None", "metric (such as knn.top1) whose best checkpoint is kept too; null: none"
     )
 
 

@@ -57,7 +57,7 @@ class TrainLoader:
         prefetch: int = PREFETCH,
         seed: int = 0,
         plugins: Iterable[str] = (),
-        max_skipped: str | int = "1%",
+        max_skipped: str | int = "5%",
         pin_memory: bool = False,
         start_method: str | None = None,
     ):

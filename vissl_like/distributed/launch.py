@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -47,6 +50,15 @@ def _spawn(loaded: Any, processes: int) -> int:
     ]
     for worker in workers:
         worker.start()
+
+    # A signal to this process alone (kill, a container's stop) must reach those that train.
+    def forward(*_: object) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
     return _watch(workers)
 
 
@@ -56,10 +68,7 @@ def _watch(workers: list[Any]) -> int:
 
     status, running = 0, list(workers)
     while running:
-        try:
-            ready = set(wait([worker.sentinel for worker in running]))
-        except KeyboardInterrupt:
-            continue  # the workers got the signal too: they finish their step and write a checkpoint
+        ready = set(wait([worker.sentinel for worker in running]))
         for worker in [worker for worker in running if worker.sentinel in ready]:
             worker.join()
             running.remove(worker)
@@ -79,7 +88,14 @@ def _watch(workers: list[Any]) -> int:
 
 def _worker(rank: int, world_size: int, port: int, loaded: Any) -> None:
     os.environ.update(LOCAL_RANK=str(rank))
+    _end_with_parent()
     sys.exit(_run_process(rank, world_size, port, loaded))
+
+
+def _end_with_parent() -> None:
+    """Asks Linux for SIGTERM when the launcher dies, even by kill -9: finish the step, save, leave."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> int:
@@ -88,6 +104,8 @@ def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> i
 
     settings = loaded.resolved
     announce_plugins(loaded.plugins)
+    if settings.TRAIN.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     torch.set_num_threads(settings.TRAIN.threads or max(1, available_cores() // local_world))
     try:
@@ -127,7 +145,11 @@ def _join_group(rank: int, world_size: int, port: int | None, settings: Any) -> 
         return
     backend = settings.DISTRIBUTED.backend
     if backend == "auto":
-        backend = "nccl" if use_gpu and world_size <= torch.cuda.device_count() else "gloo"
+        backend = (
+            "nccl"
+            if use_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) <= torch.cuda.device_count()
+            else "gloo"
+        )
     if port is not None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group(

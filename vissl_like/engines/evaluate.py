@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vissl_like.distributed import comm
@@ -75,17 +76,37 @@ class EvaluateEngine:
         weights = find_weights(settings, output_dir)
         subjects, notices = choose_subjects(settings, probe, weights, protocol)
         store = FeatureStore(output_dir / "features")
-        scored: list[Scored] = []
-        for subject in subjects:
-            train, test = probe_features(subject, probe, protocol, store, settings)
-            if comm.is_main():
-                scored.append(score(subject, evaluation, train, test, probe.num_classes))
-        if not comm.is_main():
-            return 0
+        features = [probe_features(subject, probe, protocol, store, settings) for subject in subjects]
+        error: UserError | None = None
+        if comm.is_main():  # scoring is for one process; the others only learn whether it was possible
+            try:
+                self._score(subjects, features, evaluation, probe, weights, notices)
+                store.drop_unused()
+            except UserError as caught:
+                error = caught
+        failure = comm.broadcast_object(None if error is None else str(error))
+        if failure is not None:
+            raise UserError(failure)
+        return 0
+
+    def _score(
+        self,
+        subjects: list[Subject],
+        features: list[tuple[Features, Features]],
+        evaluation: Evaluation,
+        probe: Probe,
+        weights: Weights,
+        notices: list[str],
+    ) -> None:
+        """Scores all subjects on the same images, prints the table and writes the files."""
+        settings = self.loaded.resolved
+        scored = [
+            score(subject, evaluation, train, test, probe.num_classes)
+            for subject, (train, test) in zip(subjects, features, strict=True)
+        ]
+        train, test = features[0]
         if settings.EVALUATE.floors:
             scored.append(score_majority(train, test, probe.num_classes))
-        store.drop_unused()
-        notices += remarks(scored)
         record = make_record(
             scored,
             train,
@@ -98,11 +119,10 @@ class EvaluateEngine:
                 "EVALUATE": plain_values(settings.EVALUATE),
                 "SEED": settings.SEED,
             },
-            notices=notices,
+            notices=[*notices, *remarks(scored)],
         )
-        write_results(output_dir, settings.EVALUATION.name, record, scored)
+        write_results(Path(settings.OUTPUT_DIR).expanduser(), settings.EVALUATION.name, record, scored)
         print(summary(record, scored), flush=True)
-        return 0
 
 
 def remarks(scored: list[Scored]) -> list[str]:

@@ -53,13 +53,15 @@ class TrainEngine:
         with StopSignals() as signals, _on_main(lock):
             comm.barrier()
             run = build_run(self.loaded, output_dir, signals)
-            self._take_up(run)
-            write_records(self.loaded, output_dir)
             try:
+                self._take_up(run)
+                write_records(self.loaded, output_dir, run)
                 ClassyTrainer().train(run)
             except BaseException as error:
                 run.on_error(error)
                 raise
+        if signals.requested:  # also one that came during the last checkpoint: nothing else should begin now
+            run.request_stop(signals.requested)
         if run.stop_reason is None:
             return 0
         if comm.is_main():
@@ -73,6 +75,8 @@ class TrainEngine:
     def _take_up(self, run: Run) -> None:
         """Resumes as CHECKPOINT.resume says, and never silently under other settings."""
         mode = self.loaded.resolved.CHECKPOINT.resume
+        if comm.is_main():
+            run.parts.store.repair()
         newest = comm.broadcast_object(run.parts.store.newest() if comm.is_main() else None)
         if newest is None:
             return
@@ -82,6 +86,8 @@ class TrainEngine:
                 "'never'. Choose another OUTPUT_DIR, or remove the old run."
             )
         changes = changed_settings(newest.manifest.get("settings", {}), run.parts.settings_record)
+        facts = {"dataset_size": run.plan.dataset_size, "precision": run.plan.precision}
+        changes += [f"{k}: {newest.manifest[k]} -> {v}" for k, v in facts.items() if newest.manifest.get(k, v) != v]
         if changes and mode != "force":
             shown = "\n".join(f"  {line}" for line in changes[:20])
             raise UserError(
@@ -101,17 +107,26 @@ def prepare_folder(path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write_{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"\0" * 4096)  # an empty file can be made on a full disk
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror or error}. Choose another.") from error
     return folder
 
 
-def write_records(loaded: Any, output_dir: Path) -> None:
+def write_records(loaded: Any, output_dir: Path, run: Run) -> None:
     """What was given, what was resolved, and with which versions. The given file re-runs the run."""
     if not comm.is_main():
         return
+    try:
+        _write_records(loaded, output_dir)
+    except OSError as error:
+        run.say(f"the settings could not be written beside the run: {error}", "error")
+
+
+def _write_records(loaded: Any, output_dir: Path) -> None:
     write_atomic(output_dir / "settings_given.yaml", dump_yaml(loaded.given))
     write_atomic(output_dir / "settings_resolved.yaml", dump_yaml(OmegaConf.to_container(loaded.resolved)))
     write_json(output_dir / "environment.json", describe_environment())

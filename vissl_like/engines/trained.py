@@ -39,8 +39,9 @@ def protocol_of(loaded: Any) -> Protocol:
         batch_size=settings.EVALUATE.batch_size,
         max_images=settings.EVALUATE.max_images,
         device=choose_device(settings),
-        workers=auto_workers(comm.world_size()) if workers == "auto" else workers,
+        workers=auto_workers(comm.local_world_size()) if workers == "auto" else workers,
         plugins=tuple(loaded.plugins),
+        start_method=settings.DATA.START_METHOD,
         channels_last=settings.TRAIN.channels_last in (True, "auto"),
         seed=settings.SEED,
     )

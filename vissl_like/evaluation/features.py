@@ -32,6 +32,7 @@ def extract_features(
     device: torch.device | str = "cpu",
     workers: int = 0,
     plugins: Iterable[str] = (),
+    start_method: str | None = None,
     max_images: int | None = None,
     channels_last: bool = False,
     share: bool = False,
@@ -49,6 +50,7 @@ def extract_features(
         device: where the network is.
         workers: loading processes.
         plugins: what they must load first.
+        start_method: how they start; None for the platform's way.
         max_images: use so many images, evenly spread over the dataset, always the same ones.
         channels_last: memory order of the images.
         share: the processes of the run divide the images among them and each returns all features; every process must
@@ -62,7 +64,9 @@ def extract_features(
     def encode(batch: Batch) -> Tensor:
         return trunk(normalise(batch.views[0])).float().cpu()
 
-    batches = _batches(dataset, image_size, resize, batch_size, workers, plugins, _order(dataset, max_images, share))
+    batches = _batches(
+        dataset, image_size, resize, batch_size, workers, plugins, start_method, _order(dataset, max_images, share)
+    )
     with frozen(trunk), untouched_randomness(torch.device(device)):
         found = _collect(batches, encode)
     if share and comm.active():
@@ -78,6 +82,7 @@ def raw_pixel_features(
     batch_size: int = 64,
     workers: int = 0,
     plugins: Iterable[str] = (),
+    start_method: str | None = None,
     max_images: int | None = None,
 ) -> Features:
     """The pixels themselves, ``[N, C * image_size * image_size]`` in [0, 1]: the floor that any feature must beat.
@@ -88,7 +93,14 @@ def raw_pixel_features(
         UserError: no image can be read.
     """
     batches = _batches(
-        dataset, image_size, resize, batch_size, workers, plugins, _order(dataset, max_images, share=False)
+        dataset,
+        image_size,
+        resize,
+        batch_size,
+        workers,
+        plugins,
+        start_method,
+        _order(dataset, max_images, share=False),
     )
     return _collect(batches, lambda batch: batch.views[0].flatten(1).float() / 255)
 
@@ -103,6 +115,7 @@ def calibrate_batch_norm(
     device: torch.device | str = "cpu",
     workers: int = 0,
     plugins: Iterable[str] = (),
+    start_method: str | None = None,
     max_images: int = CALIBRATION_IMAGES,
     channels_last: bool = False,
     seed: int = 0,
@@ -129,7 +142,7 @@ def calibrate_batch_norm(
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
     views = [
         batch.views[0].clone()
-        for batch in _batches(dataset, image_size, resize, batch_size, workers, plugins, order.tolist())
+        for batch in _batches(dataset, image_size, resize, batch_size, workers, plugins, start_method, order.tolist())
     ]
     # One image has no variance over the batch where the map is 1 x 1.
     views = [view for view in views if len(view) > 1]
@@ -186,10 +199,13 @@ def _batches(
     batch_size: int,
     workers: int,
     plugins: Iterable[str],
+    start_method: str | None,
     order: list[int],
 ) -> Iterator[Batch]:
     transform = Center(dataset.channels, size=image_size, resize=resize)
-    return iterate_images(dataset, transform, batch_size, workers, plugins=plugins, indices=order)
+    return iterate_images(
+        dataset, transform, batch_size, workers, plugins=plugins, indices=order, start_method=start_method
+    )
 
 
 def _collect(batches: Iterable[Batch], encode: Callable[[Batch], Tensor]) -> Features:

@@ -39,6 +39,7 @@ class Protocol:
         device: where networks run.
         workers: loading processes.
         plugins: what they load first.
+        start_method: how they start; None for the platform's way.
         channels_last: memory order of images.
         seed: of the untrained network and of the hold-out.
     """
@@ -50,6 +51,7 @@ class Protocol:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
     plugins: tuple[str, ...] = ()
+    start_method: str | None = None
     channels_last: bool = False
     seed: int = 0
 
@@ -61,6 +63,7 @@ class Protocol:
             "batch_size": self.batch_size,
             "workers": self.workers,
             "plugins": self.plugins,
+            "start_method": self.start_method,
         }
 
     def running(self) -> dict[str, Any]:

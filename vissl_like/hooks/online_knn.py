@@ -146,6 +146,7 @@ class OnlineKnnHook(Hook):
                 device=run.device,
                 workers=auto_workers(comm.local_world_size()) if workers == "auto" else workers,
                 plugins=run.plugins,
+                start_method=settings.DATA.START_METHOD,
                 max_images=self.max_images,
                 channels_last=run.plan.channels_last,
                 share=True,

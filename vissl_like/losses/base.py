@@ -21,6 +21,8 @@ class LossContext:
         global_batch: images per optimizer step over all processes.
         world_size: W, number of processes.
         dataset_size: images in the training set.
+        steps_per_epoch: optimizer steps in one pass over it.
+        total_steps: length of the run.
     """
 
     num_views: int
@@ -30,6 +32,8 @@ class LossContext:
     global_batch: int
     world_size: int
     dataset_size: int
+    steps_per_epoch: int = 1
+    total_steps: int = 1
 
 
 class Loss(nn.Module):

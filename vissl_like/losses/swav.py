@@ -64,7 +64,7 @@ class SwAVLoss(Loss):
                 f"LOSS.queue_length is {queue_length}, less than the global batch of {context.global_batch}: use 0 (no "
                 "queue) or a multiple of the batch (15 times the batch in the official 256-image recipe)"
             )
-        self.queue_length, self.queue_start = length, queue_start
+        self.asked_length, self.queue_length, self.queue_start = queue_length, length, queue_start
         rows = length // context.world_size
         self.queue: Tensor
         self.queue_rows: Tensor
@@ -80,7 +80,16 @@ class SwAVLoss(Loss):
     def advice(self) -> list[str]:
         """Too many prototypes for batch + queue, a queue longer than the data, a queue of random features."""
         remarks, context = [], self.context
-        balanced_over = context.per_rank_batch * context.world_size + self.queue_length
+        starts = Progress(0, context.total_steps, context.steps_per_epoch).steps_of(self.queue_start)
+        used = self.queue_length > 0 and starts < context.total_steps
+        if self.queue_length != self.asked_length:
+            remarks.append(f"the queue of {self.asked_length} is rounded down to {self.queue_length}, whole batches")
+        if self.queue_length and not used:
+            remarks.append(
+                f"the queue is never used: it starts after {self.queue_start} = {starts} steps, and the run has "
+                f"{context.total_steps}. Shorten LOSS.queue_start."
+            )
+        balanced_over = context.per_rank_batch * context.world_size + used * self.queue_length
         for count in context.num_prototypes:
             if count > balanced_over:
                 remarks.append(

@@ -130,6 +130,13 @@ def load_weights(
     return LoadReport(str(path), loaded, missing, unused, prefix)
 
 
+def fitting_names(module: nn.Module, path: str | Path) -> int:
+    """How many of a file's tensors have a name of ``module``, under the best of the known prefixes."""
+    own, found = module.state_dict(), read_state_dict(path)
+    prefix = _detect_prefix(own, found)
+    return sum(key.startswith(prefix) and key[len(prefix) :] in own for key in found)
+
+
 def _detect_prefix(own: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """The chain of known prefixes under which most names fit."""
     best, best_fit = "", sum(key in own for key in found)

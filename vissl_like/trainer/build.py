@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,10 @@ from vissl_like.data.loader import TrainLoader, auto_workers
 from vissl_like.data.normalise import Normalise
 from vissl_like.distributed import comm
 from vissl_like.losses.base import Loss, LossContext
-from vissl_like.models.batch_norm import synchronise_batch_norm
+from vissl_like.models.batch_norm import AllReduceBatchNorm, synchronise_batch_norm
 from vissl_like.models.ssl_model import SSLModel
-from vissl_like.models.weights import load_weights
+from vissl_like.models.weights import fitting_names, load_weights
+from vissl_like.records import Progress
 from vissl_like.registry import (
     DATASETS,
     HEADS,
@@ -120,11 +122,13 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         settings, len(dataset), comm.world_size(), device.type, bf16_supported(device.type), available_cores()
     )
     transform = build(TRANSFORMS, settings.DATA.TRANSFORM, dataset.channels)
-    model, weights_text = build_model(settings, dataset.channels, device, plan)
+    resuming = any((output_dir / "checkpoints").glob("step_*"))
+    model, weights_text = build_model(settings, dataset.channels, device, plan, load=not resuming)
     loss = build_loss(settings, plan, model, transform.num_views, device)
     wrapped = wrap(model, device)
     optimizer = build(OPTIMIZERS, settings.OPTIMIZER, list(model.named_parameters()), plan.peak_lr)
     schedules = {"lr": build(SCHEDULES, settings.SCHEDULES.lr, plan.peak_lr)}
+    schedules["lr"](Progress(0, plan.total_steps, plan.steps_per_epoch))  # one that does not fit the run says so now
     normalise = Normalise(dataset.mean, dataset.std, device, plan.channels_last)
     precision = Precision(plan.precision, device.type)
     step = TrainStep(model, wrapped, loss, optimizer, schedules, precision, normalise, settings.TRAIN.clip_norm)
@@ -162,22 +166,24 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
     return run
 
 
-def build_model(settings: Any, channels: int, device: torch.device, plan: Plan) -> tuple[SSLModel, str]:
+def build_model(
+    settings: Any, channels: int, device: torch.device, plan: Plan, load: bool = True
+) -> tuple[SSLModel, str]:
     """Trunk and head on the device, with weights where the settings name a file; and what was loaded, in words."""
     trunk = build_trunk(settings.MODEL.TRUNK, channels)
     head = build(HEADS, settings.MODEL.HEAD, trunk.feature_dim)
     model = SSLModel(trunk, head, settings.TRAIN.grouped_forward)
-    weights, text = settings.MODEL.WEIGHTS, "from scratch"
-    if weights.path is not None:
-        backbone_only = Path(weights.path).name.startswith("backbone")
+    weights, text = settings.MODEL.WEIGHTS, "from scratch" if load else "from the checkpoint"
+    if load and weights.path is not None:
+        trunk_only = fitting_names(trunk, weights.path) >= fitting_names(model, weights.path)
         report = load_weights(
-            trunk if backbone_only else model,
+            trunk if trunk_only else model,
             weights.path,
             prefix=weights.prefix,
             allow_missing=list(weights.allow_missing),
             allow_unused=list(weights.allow_unused),
         )
-        text = f"{report} ({'trunk' if backbone_only else 'whole model'})"
+        text = f"{report} ({'trunk' if trunk_only else 'trunk and head'})"
     sync = settings.MODEL.SYNC_BATCH_NORM
     if (comm.world_size() > 1 if sync == "auto" else sync) and comm.active():
         model = synchronise_batch_norm(model, device.type)  # type: ignore[assignment]
@@ -195,6 +201,8 @@ def build_loss(settings: Any, plan: Plan, model: SSLModel, num_views: int, devic
         global_batch=plan.global_batch,
         world_size=plan.world_size,
         dataset_size=plan.dataset_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        total_steps=plan.total_steps,
     )
     return build(LOSSES, settings.LOSS, context).to(device)
 
@@ -204,16 +212,19 @@ def wrap(model: SSLModel, device: torch.device) -> nn.Module:
     if not comm.active():
         return model
     devices = [device.index] if device.type == "cuda" else None
-    # Buffers are equal on all ranks already: BatchNorm statistics span the processes.
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_no_buffer_sync())  # type: ignore[arg-type]
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_buffer_sync(model))  # type: ignore[arg-type]
 
 
-def _no_buffer_sync() -> dict[str, bool]:
-    """The keyword that switches buffer broadcasting off, under its old or its new name."""
-    import inspect
+def _buffer_sync(model: SSLModel) -> dict[str, bool]:
+    """Whether the main process's buffers go to all before each forward, under the keyword's old or new name.
+
+    Where BatchNorm statistics span the processes, buffers are equal already.
+    """
+    spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
+    local = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
 
     parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False}
+    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": local}
 
 
 def active_hooks(settings: Any) -> dict[str, dict[str, Any]]:
@@ -284,10 +295,14 @@ def _backbone_record(settings: Any, dataset: ImageDataset, model: SSLModel, tran
 def _banner(
     settings: Any, plan: Plan, dataset: ImageDataset, loss: Loss, weights: str, device: torch.device
 ) -> list[tuple[str, str]]:
+    if not comm.is_main():
+        return []
     trivial, wanted = loss.trivial_value(), settings.DISTRIBUTED.processes
     facts = dataset.describe()
+    size = f", {facts['width'][2]}x{facts['height'][2]} px (median)" if facts["width"] else ""
     rows = [
         ("Data", f"{facts['images']} images, labels {facts['labels']}, {facts['skipped']} skipped at scan"),
+        ("First images", f"{', '.join(facts['first_paths'])}; {', '.join(facts['formats'])}{size}"),
         (
             "Processes",
             f"wanted {max(wanted, int(os.environ.get('WORLD_SIZE', 1)))}, found {plan.world_size}, on {device.type}",

@@ -99,6 +99,23 @@ class CheckpointStore:
             self._prune()
         return final
 
+    def repair(self) -> None:
+        """Sets damaged checkpoints aside (said; the files stay) and removes what killed runs left half-written.
+
+        Call it on the main process while no other run can write here.
+        """
+        for step, folder in self._folders():
+            problem, _ = inspect_checkpoint(folder)
+            if problem is not None:
+                aside = folder.with_name(f".step_{step:08d}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                self.say(f"checkpoint {folder.name} is damaged ({problem}); it is now {aside}", "warning")
+        leftovers = self.folder.glob(".step_*") if self.folder.is_dir() else ()
+        for stray in leftovers:
+            if stray.suffix in (".tmp", ".removed"):
+                shutil.rmtree(stray, ignore_errors=True)
+
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose files are all there and undamaged; damaged ones are said and passed over."""
         for step, folder in sorted(self._folders(), reverse=True):

@@ -36,15 +36,16 @@ class NonFinitePolicy:
         Raises:
             NonFiniteError: the run is to stop.
         """
+        indices = run.last_batch.index.tolist() if run.last_batch is not None else []
+        told = comm.all_gather_object((report.non_finite, indices))  # first of all: every process must get here
+        names = list(dict.fromkeys(name for found, _ in told for name in found))
+        ranks = [rank for rank, (found, _) in enumerate(told) if found]
+        indices = [index for found, batch in told if found for index in batch]
         scaler = run.parts.step.precision.scaler
-        gradients_only = all(name.startswith("gradient") for name in report.non_finite)
+        gradients_only = all(name.startswith("gradient") for name in names)
         if scaler.is_enabled() and gradients_only and scaler.get_scale() >= 1:
             return
         self.in_a_row += 1
-        by_rank = comm.all_gather_object(report.non_finite)
-        names = [name for found in by_rank for name in found]
-        ranks = [rank for rank, found in enumerate(by_rank) if found]
-        indices = run.last_batch.index.tolist() if run.last_batch is not None else []
         run.emit(
             "non_finite",
             what=names,

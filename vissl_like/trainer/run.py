@@ -73,7 +73,7 @@ class Run(ClassyTask):
         last: report of the newest step, None before the first.
         last_batch: the newest micro-batch.
         stop_reason: why the run ends before its length, None while it goes on.
-        metrics: newest value of each number emitted by an evaluating hook, by ``kind.name``.
+        metrics: numbers emitted at this step, by ``kind.name``; saved with a checkpoint of the step.
     """
 
     train = True
@@ -90,6 +90,7 @@ class Run(ClassyTask):
         self.last_batch: Batch | None = None
         self.stop_reason: str | None = None
         self.metrics: dict[str, float] = {}
+        self._metrics_step = 0
         self.resumed_from: int | None = None
         self._loader: Any = None
         self._batches: Iterator[Batch] | None = None
@@ -103,11 +104,6 @@ class Run(ClassyTask):
         """Whether this process prints and writes files."""
         return comm.is_main()
 
-    @property
-    def normalise(self) -> Callable[[Any], Any]:
-        """uint8 views -> what the network sees."""
-        return self.parts.step.normalise
-
     def banner(self) -> list[tuple[str, str]]:
         """What is worth knowing before the first step, as rows ``(label, text)``."""
         resume = "new run" if self.resumed_from is None else f"resumed from step {self.resumed_from}"
@@ -116,9 +112,9 @@ class Run(ClassyTask):
     def emit(self, kind: str, **fields: Any) -> None:
         """Sends an event to every hook; numbers of it become ``metrics`` under ``kind.name``."""
         event = Event(kind, self.progress.step, self.progress.epoch, time.time(), fields)
-        for name, value in fields.items():
-            if isinstance(value, float):
-                self.metrics[f"{kind}.{name}"] = value
+        if self._metrics_step != self.progress.step:
+            self.metrics, self._metrics_step = {}, self.progress.step
+        self.metrics.update({f"{kind}.{name}": value for name, value in fields.items() if isinstance(value, float)})
         for hook in self.hooks:
             hook.on_event(self, event)
 
@@ -149,6 +145,8 @@ class Run(ClassyTask):
             "epoch": self.progress.epoch,
             "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
             "settings": self.parts.settings_record,
+            "dataset_size": self.plan.dataset_size,
+            "precision": self.plan.precision,
         }
         path = self.parts.store.save(step, common, per_rank, self.model.trunk.state_dict(), record, manifest)
         if path is not None:
@@ -187,7 +185,12 @@ class Run(ClassyTask):
         """Takes up where a checkpoint left off; called by all processes."""
         common, per_rank = load_states(checkpoint)
         self.model.load_state_dict(common["model"])
+        chosen = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(common["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(options)  # the settings of this run, not those of the saved one
         self.parts.step.precision.scaler.load_state_dict(common["scaler"])
         self.loss.load_state_dict({**common["loss"], **per_rank["loss"]})
         for name, hook in self.parts.hooks.items():
@@ -203,6 +206,8 @@ class Run(ClassyTask):
         self._batches = iter(self._loader)
         self.model.train()
         self._tell("on_start")
+        for image in self.dataset.skipped:
+            self.emit("skipped_image", path=image.path, reason=image.reason)
 
     def on_phase_start(self) -> None:
         """An epoch begins, or goes on after a resume."""
@@ -211,6 +216,7 @@ class Run(ClassyTask):
 
     def train_step(self) -> None:
         """One optimizer step; ends the phase by StopIteration, as classy-vision's trainer expects."""
+        self._agree_on_stop()
         if self.done_training() or self.progress.step // self.progress.steps_per_epoch > self._phase:
             raise StopIteration
         assert self._batches is not None
@@ -222,12 +228,11 @@ class Run(ClassyTask):
         report.data_wait, report.step_time = waited, time.perf_counter() - started
         self.last = report
         self.progress = Progress(self.progress.step + 1, self.progress.total_steps, self.progress.steps_per_epoch)
-        self._mention_skipped_images()
+        self._mention_skipped_images(gather=False)
         if report.skipped_update:
             self.parts.policy.judge(self, report)
         else:
             self.parts.policy.in_a_row = 0
-        self._agree_on_stop()
 
     def eval_step(self) -> None:
         """Never called: measuring is done by hooks and by the evaluate engine."""
@@ -235,7 +240,9 @@ class Run(ClassyTask):
 
     def on_phase_end(self) -> None:
         """An epoch is over, or the run stops inside one."""
+        self._mention_skipped_images(gather=True)
         self._tell("on_phase_end")
+        self._agree_on_stop()
 
     def on_end(self) -> None:
         """Last words: a checkpoint if the newest step has none."""
@@ -296,8 +303,12 @@ class Run(ClassyTask):
         if reasons and reasons[0]:
             self.request_stop(reasons[0])
 
-    def _mention_skipped_images(self) -> None:
+    def _mention_skipped_images(self, gather: bool) -> None:
+        """Images met since the last time; those of other processes are gathered at the end of a phase."""
+        if comm.active() != gather:
+            return
         skipped = self._loader.skipped
-        for image in skipped[self._known_skipped :]:
-            self.emit("skipped_image", path=image.path, reason=image.reason)
+        for images in comm.all_gather_object(skipped[self._known_skipped :]):
+            for image in images:
+                self.emit("skipped_image", path=image.path, reason=image.reason)
         self._known_skipped = len(skipped)

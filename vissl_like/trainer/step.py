@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,10 +76,14 @@ class TrainStep:
     ):
         self.model, self.wrapped, self.loss, self.optimizer = model, wrapped, loss, optimizer
         self.schedules, self.precision, self.normalise, self.clip_norm = schedules, precision, normalise, clip_norm
+        # BatchNorm's running statistics change in the forward; a skipped step must not leave an infinity in them.
+        self._buffers = list(model.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
 
     def __call__(self, micro_batches: list[Batch], progress: Progress) -> StepReport:
         """One update from equally large micro-batches; leaves the weights alone if anything is not finite."""
-        started = time.perf_counter()
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(buffer)
         lr = self.schedules["lr"](progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -97,7 +100,6 @@ class TrainStep:
         report = self._update(sums, progress, lr)
         report.images = sum(len(batch) for batch in micro_batches) * comm.world_size()
         report.output = _detached(output)
-        report.step_time = time.perf_counter() - started
         return report
 
     def _sync(self, last: bool) -> AbstractContextManager[object]:
@@ -125,6 +127,8 @@ class TrainStep:
             self.loss.after_update(progress)
         else:
             self.loss.forget_pending()
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                buffer.copy_(kept)
         non_finite = [] if finite else self._non_finite_names(sums)
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
