@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ class TrainEngine:
         except RuntimeError as error:
             # torch notices a dead worker in a signal handler: the error can come out of any line, clean-up included.
             raise explain_worker_death(error) or error from error
+        finally:
+            # ... and out of lines after this one; by now nobody needs to be told.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _train(self) -> int:
         settings = self.loaded.resolved
