@@ -112,6 +112,18 @@ def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, straight, step):
     assert (tmp_path / "checkpoints" / f".step_{step:08d}.damaged").is_dir()
 
 
+def test_given_weights_are_loaded_when_every_checkpoint_is_damaged(tmp_path, capsys):
+    assert train(tmp_path / "first", "config.HOOKS.stop_at={step: 1}") == 3
+    weights = newest(tmp_path / "first").backbone
+    start = [f"config.MODEL.WEIGHTS.path={weights}", "config.HOOKS.console={}"]
+    assert train(tmp_path / "second", *start, "config.HOOKS.stop_at={step: 1}") == 3
+    (newest(tmp_path / "second").folder / "state.pt").write_bytes(b"torn")
+    capsys.readouterr()
+    assert train(tmp_path / "second", *start, "config.HOOKS.stop_at={step: 1}") == 3
+    shown = capsys.readouterr()
+    assert "loaded 72/72 tensors" in shown.out and "new run" in shown.out and "is damaged" in shown.err
+
+
 def test_changed_options_and_changed_data_are_not_taken_from_the_checkpoint(tmp_path):
     assert train(tmp_path, "config.HOOKS.stop_at={step: 2}") == 3
     with pytest.raises(UserError, match="dataset_size: 64 -> 80"):

@@ -18,6 +18,7 @@ from vissl_like.data.loader import explain_worker_death
 from vissl_like.distributed import comm
 from vissl_like.registry import ENGINES
 from vissl_like.trainer.build import build_run, changed_settings
+from vissl_like.trainer.checkpoint import CheckpointStore
 from vissl_like.trainer.lock import FolderLock
 from vissl_like.trainer.run import Run
 from vissl_like.trainer.signals import StopSignals
@@ -57,6 +58,9 @@ class TrainEngine:
         torch.use_deterministic_algorithms(settings.TRAIN.deterministic)
         lock = FolderLock(output_dir)
         with StopSignals() as signals, _on_main(lock):
+            # Before anything is built: whether weights are read from their file depends on a checkpoint to go on from.
+            if comm.is_main():
+                CheckpointStore(output_dir / "checkpoints", 1, None, None, _tell_before_start).repair()
             comm.barrier()
             run = build_run(self.loaded, output_dir, signals)
             try:
@@ -81,8 +85,6 @@ class TrainEngine:
     def _take_up(self, run: Run) -> None:
         """Resumes as CHECKPOINT.resume says, and never silently under other settings."""
         mode = self.loaded.resolved.CHECKPOINT.resume
-        if comm.is_main():
-            run.parts.store.repair()
         newest = comm.broadcast_object(run.parts.store.newest() if comm.is_main() else None)
         if newest is None:
             return
@@ -101,6 +103,11 @@ class TrainEngine:
                 "Choose another OUTPUT_DIR, or go on regardless with config.CHECKPOINT.resume=force."
             )
         run.resume(newest)
+
+
+def _tell_before_start(text: str, level: str) -> None:
+    """Says something while there is no run yet that could record it."""
+    print(f"{level}: {text}", file=sys.stderr)
 
 
 def prepare_folder(path: str) -> Path:

@@ -75,8 +75,8 @@ def knn_votes(
 def nearest_rows(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the highest inner product, nearest first; the full matrix never exists.
 
-    On a CPU a large bank is searched by faiss, whose matrix product is about 1.4 times faster than torch's there; the
-    neighbours are the same up to ties.
+    On a CPU a large bank is searched by faiss, which is faster than torch there; the neighbours are the same up to
+    ties.
 
     Args:
         bank: ``[N, F]``.
