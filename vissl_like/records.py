@@ -65,11 +65,14 @@ class ModelOutput:
         num_views: V.
         features: ``[V * b, F]`` trunk features before the head.
         head: the head's output on all rows.
+        teacher: outputs of the teacher, where the run has one, without gradient; its view t is the view
+            ``teacher_views[t]`` of the loss.
     """
 
     num_views: int
     features: Tensor
     head: HeadOutput
+    teacher: ModelOutput | None = None
 
     def view(self, tensor: Tensor, index: int) -> Tensor:
         """Rows of one view: ``[V * b, ...] -> [b, ...]``."""

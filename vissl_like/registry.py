@@ -154,6 +154,7 @@ def _same_file(left: str | Path, right: str | Path) -> bool:
 
 TRUNKS = Registry("TRUNKS", "trunk", "vissl_like.models.trunks")
 HEADS = Registry("HEADS", "head", "vissl_like.models.heads")
+TEACHERS = Registry("TEACHERS", "teacher", "vissl_like.models.teachers")
 LOSSES = Registry("LOSSES", "loss", "vissl_like.losses")
 HOOKS = Registry("HOOKS", "hook", "vissl_like.hooks")
 OPTIMIZERS = Registry("OPTIMIZERS", "optimizer", "vissl_like.optimizers")
@@ -168,6 +169,7 @@ EVALUATIONS = Registry("EVALUATIONS", "evaluation", "vissl_like.evaluation")
 REGISTRIES: dict[str, Registry] = {
     "trunks": TRUNKS,
     "heads": HEADS,
+    "teachers": TEACHERS,
     "losses": LOSSES,
     "hooks": HOOKS,
     "optimizers": OPTIMIZERS,

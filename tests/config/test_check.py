@@ -58,7 +58,7 @@ def test_all_problems_at_once_with_places_and_nearest_names(base, tmp_path):
         ("LOSS.temperature=null", "must be a number > 0"),
         ("LOSS.start=5", "has no unit"),
         ("SCHEDULES.lr.warmup=ten epochs", "= 'ten epochs' (command line): write a number with a unit"),
-        ("SCHEDULES.wd=toy_line", "SCHEDULES.wd (command line): unknown setting. Known here: lr."),
+        ("SCHEDULES.wd=toy_line", "SCHEDULES.wd (command line): unknown setting. Known here: lr, weight_decay."),
         ("MODEL.TRUNK.depth=19", "must be one of 18, 50"),
         ("MODEL.TRUNK.blocks=[1, 0]", "MODEL.TRUNK.blocks[1] = 0 (command line): must be a whole number >= 1"),
         ("MODEL.TRUNK.channels=3", "Its options: depth, width, blocks."),

@@ -103,7 +103,7 @@ def test_list(load):
     load()
     text = list_text()
     assert all(f"{kind}:\n" in text for kind in REGISTRIES)
-    assert "  toy_pair     Compares two views.  (" in list_text("losses")
+    assert re.search(r"  toy_pair +Compares two views\.  \(", list_text("losses"))
     with pytest.raises(UserError, match="Did you mean 'losses'"):
         list_text("loses")
 

@@ -12,7 +12,11 @@ from vissl_like.registry import REGISTRIES
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 RUNNABLE = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] in ("pretrain", "quick")]
-LAYERS = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] in ("data", "benchmark", "watch")]
+LAYERS = [
+    path
+    for path in CONFIGS
+    if path.relative_to(ROOT / "configs").parts[0] in ("data", "benchmark", "watch", "trunk", "ablation")
+]
 NOT_NAMED_IN_SETTINGS = [("transforms", "center"), ("meters", "accuracy")]
 """Used by evaluations, which size images by EVALUATE.image_size and count by themselves."""
 ENTRIES = [
@@ -28,17 +32,18 @@ YAMLS = "\n".join(path.read_text(encoding="utf-8") for path in [*CONFIGS, *ROOT.
 def test_nothing_disappears_unnoticed():
     counts = {plural: sum(kind == plural for kind, _ in ENTRIES) for plural in REGISTRIES}
     assert counts == {
-        "trunks": 1,
-        "heads": 1,
-        "losses": 1,
+        "trunks": 7,
+        "heads": 5,
+        "teachers": 4,
+        "losses": 6,
         "hooks": 8,
-        "optimizers": 3,
+        "optimizers": 4,
         "schedules": 2,
         "datasets": 7,
         "transforms": 2,
         "samplers": 2,
         "meters": 1,
-        "engines": 4,
+        "engines": 5,
         "evaluations": 2,
     }
 
@@ -63,9 +68,12 @@ def test_number_of_recipes():
 
 @pytest.mark.parametrize("path", LAYERS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_layer_validates_over_a_recipe(path):
+    """Over the recipe that its header names, where it names one."""
     name = str(path.relative_to(ROOT / "configs").with_suffix(""))
+    command = re.search(r"Command:\s+vissl-like config=(\S+) config=(\S+)", path.read_text(encoding="utf-8"))
+    assert command is None or command[2] == name
     paths = ["config.DATA.TRAIN.path=/photos", "config.DATA.PROBE_TRAIN.path=/labelled"]
-    assert load_settings(["config=quick/folder", f"config={name}", *paths])
+    assert load_settings([f"config={command[1] if command else 'quick/folder'}", f"config={name}", *paths])
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: str(path.relative_to(ROOT / "configs")))

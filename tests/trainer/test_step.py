@@ -8,7 +8,9 @@ from vissl_like.data.normalise import Normalise
 from vissl_like.losses.base import Loss
 from vissl_like.models.heads.base import Head
 from vissl_like.models.ssl_model import SSLModel
+from vissl_like.models.teachers.base import Teacher, copy_weights
 from vissl_like.records import Batch, HeadOutput, Progress
+from vissl_like.trainer.clipping import Clipping
 from vissl_like.trainer.precision import Precision
 from vissl_like.trainer.step import TrainStep
 
@@ -69,7 +71,14 @@ def make(poison=None, clip=None, kind="fp32"):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     normalise = Normalise([0.5], [0.25], torch.device("cpu"))
     step = TrainStep(
-        model, model, PlainLoss(poison), optimizer, {"lr": lambda p: 0.1}, Precision(kind, "cpu"), normalise, clip
+        model,
+        model,
+        PlainLoss(poison),
+        optimizer,
+        {"lr": lambda p: 0.1},
+        Precision(kind, "cpu"),
+        normalise,
+        clip and Clipping(clip),
     )
     return model, step
 
@@ -113,9 +122,7 @@ def test_a_nan_loss_leaves_the_weights_alone_and_is_named():
 def test_running_statistics_survive_a_skipped_step():
     model, step = make(poison=0)
     model.trunk.register_buffer("running", torch.tensor([1.0]))
-    step = TrainStep(
-        model, model, step.loss, step.optimizer, step.schedules, step.precision, step.normalise, step.clip_norm
-    )
+    step = TrainStep(model, model, step.loss, step.optimizer, step.schedules, step.precision, step.normalise, step.clip)
 
     def spoil(*_):
         model.trunk.running.fill_(float("inf"))
@@ -152,3 +159,124 @@ def test_normalisation_is_the_usual_one():
     view = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     expected = (view.float() / 255 - 0.6) / 0.156
     torch.testing.assert_close(Normalise([0.6], [0.156], torch.device("cpu"))(view), expected)
+
+
+class NotingTeacher(Teacher):
+    """Notes what it is asked, and becomes the student after each update."""
+
+    def before_forward(self, progress):
+        CALLS.append("teacher before_forward")
+
+    def forward(self, views):
+        CALLS.append("teacher forward")
+        self.seen = views
+        return super().forward(views)
+
+    def after_update(self, student, progress):
+        CALLS.append("teacher after_update")
+        self.followed = (weights(student).clone(), progress.step)
+        copy_weights(self.network, student)
+
+
+class TaughtLoss(PlainLoss):
+    """Distance between two of the student's views and what the teacher makes of the last view."""
+
+    teacher_views = (2,)
+
+    def forward(self, output, batch, progress):
+        self.taught = output.teacher
+        parts = super().forward(output, batch, progress)
+        target = output.teacher.head.embedding.repeat(output.num_views, 1)
+        return {**parts, "loss": parts["loss"] + (output.head.embedding - target).square().mean()}
+
+
+class NormedTrunk(Trunk):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, images):
+        return self.norm(super().forward(images))
+
+
+def make_taught(poison=None):
+    torch.manual_seed(0)
+    model = SSLModel(NormedTrunk(), PlainHead())
+    teacher, loss = NotingTeacher(model), TaughtLoss(poison)
+    normalise = Normalise([0.5], [0.25], torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    plain_step = optimizer.step
+    optimizer.step = lambda *given: (CALLS.append("optimizer"), plain_step(*given))[1]
+    step = TrainStep(
+        model, model, loss, optimizer, {"lr": lambda p: 0.1}, Precision("fp32", "cpu"), normalise, None, teacher
+    )
+    CALLS.clear()
+    return model, teacher, loss, step
+
+
+def three_views(parts=1):
+    """Micro-batches whose last view differs from the others."""
+    return [Batch([*batch.views, 255 - batch.views[0]], batch.index) for batch in batches(parts)]
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_order_of_a_step_with_a_teacher():
+    _, _, _, step = make_taught()
+    step(three_views(2), Progress(0, 10, 5))
+    assert CALLS[:2] == ["before_forward", "teacher before_forward"]
+    assert CALLS[2:6] == ["teacher forward", "forward"] * 2
+    assert CALLS[6:] == ["before_update", "optimizer", "after_update", "teacher after_update"]
+
+
+def test_the_teacher_sees_the_views_that_the_loss_names_and_follows_the_new_weights():
+    model, teacher, loss, step = make_taught()
+    old, first = weights(model).clone(), three_views()[0]
+    step([first], Progress(3, 10, 5))
+    assert len(teacher.seen) == 1 and torch.equal(teacher.seen[0], step.normalise(first.views[2]))
+    assert loss.taught.num_views == 1 and not loss.taught.head.embedding.requires_grad
+    assert teacher.followed[1] == 3 and torch.equal(teacher.followed[0], weights(model))
+    assert not torch.equal(weights(model), old) and torch.equal(weights(teacher.network), weights(model))
+
+
+def test_a_skipped_step_moves_nothing_of_the_teacher():
+    model, teacher, _, step = make_taught(poison=1)
+    step(three_views(), Progress(0, 10, 5))
+    with torch.no_grad():
+        teacher.network.head.layer.weight.add_(1)  # so that following would show
+    student_before, teacher_before = state(model), state(teacher)
+    CALLS.clear()
+    report = step(three_views(2), Progress(1, 10, 5))
+    assert report.skipped_update and CALLS[-1] == "forget"
+    assert "teacher after_update" not in CALLS and "optimizer" not in CALLS
+    for before, module in ((student_before, model), (teacher_before, teacher)):
+        assert int(before[next(name for name in before if name.endswith("num_batches_tracked"))]) == 1
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_running_statistics_of_the_teacher_survive_an_infinite_forward():
+    _, teacher, _, step = make_taught(poison=0)
+
+    def spoil(*_):
+        teacher.network.trunk.norm.running_var.fill_(float("inf"))
+
+    teacher.network.trunk.register_forward_hook(spoil)
+    step(three_views(), Progress(0, 10, 5))
+    assert torch.equal(teacher.network.trunk.norm.running_var, torch.ones(3))
+
+
+def test_running_statistics_of_the_teacher_move_in_a_good_step():
+    model, teacher, _, step = make_taught()
+    step(three_views(2), Progress(0, 10, 5))
+    tracked = [int(network.trunk.norm.num_batches_tracked) for network in (teacher.network, model)]
+    assert tracked == [2, 2]  # once per micro-batch, views of one size together
+    assert not torch.equal(teacher.network.trunk.norm.running_mean, model.trunk.norm.running_mean)
+
+
+def test_the_report_keeps_the_teachers_output_without_gradient():
+    _, _, loss, step = make_taught()
+    report = step(three_views(), Progress(0, 10, 5))
+    assert report.output.teacher is loss.taught and not report.output.head.embedding.requires_grad

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vissl_like.component import REQUIRED, Component
-from vissl_like.registry import REGISTRIES
+from vissl_like.config.paths import value_at
+from vissl_like.registry import LOSSES, REGISTRIES
 
 GIVERS = {"MODEL.HEAD": "heads", "MODEL.TRUNK": "trunks", "DATA.TRANSFORM": "transforms", "DATA.SAMPLER": "samplers"}
 """Sections whose components may declare ``gives_...``, with their registries."""
@@ -23,11 +24,13 @@ def unmet_needs(components: dict[str, Component], values: dict[str, Any], *, cou
         count_views: False where the views are wrong in themselves.
     """
     loss = components["LOSS"]
-    found = []
+    found = _teacher(loss, values)
     for fact, needed in loss.facts.items():
         if not fact.startswith("needs_") or not needed:
             continue
         what = fact.removeprefix("needs_")
+        if what == "teacher":
+            continue
         if what == "views":
             found += _views(loss, needed, components.get("DATA.TRANSFORM"), values) if count_views else []
         elif ALWAYS_GIVEN.get(what) is not True and all(key in components for key in GIVERS):
@@ -35,6 +38,21 @@ def unmet_needs(components: dict[str, Component], values: dict[str, Any], *, cou
             if not any(_enough(entry, needed) for entry in given):
                 found.append(_unmet(loss, what, needed, components))
     return found
+
+
+def _teacher(loss: Component, values: dict[str, Any]) -> list[str]:
+    """A loss without the teacher it needs, or a teacher that the loss makes no use of."""
+    has_teacher = value_at(values, "MODEL.TEACHER") is not None
+    known = ", ".join(REGISTRIES["teachers"].names())
+    if loss.facts.get("needs_teacher") and not has_teacher:
+        return [f"the loss {loss.name!r} needs a teacher: set MODEL.TEACHER to one of {known}."]
+    if has_teacher and not (loss.facts.get("needs_teacher") or loss.facts.get("takes_teacher")):
+        takers = [c.name for c in LOSSES.components() if c.facts.get("takes_teacher") or c.facts.get("needs_teacher")]
+        return [
+            f"the loss {loss.name!r} makes no use of a teacher: set MODEL.TEACHER to null, or use one of these losses: "
+            f"{', '.join(takers)}."
+        ]
+    return []
 
 
 def views_per_image(transform: Component, options: dict[str, Any]) -> int | None:

@@ -63,6 +63,9 @@ class ModelSettings:
 
     TRUNK: Component | None = component("trunks", "network from images to features")
     HEAD: Component | None = component("heads", "from features to what the loss compares")
+    TEACHER: Component | None = component(
+        "teachers", "network that follows the trained one and gives it targets; null: none"
+    )
     WEIGHTS: WeightsSettings = section(WeightsSettings)
     SYNC_BATCH_NORM: bool | str = setting(
         "auto", AUTO_BOOL, "share batch statistics between processes; auto: if there are several"
@@ -87,6 +90,9 @@ class SchedulesSettings:
     """How numbers change over the run, as functions of the step."""
 
     lr: Component | None = component("schedules", "learning rate, from the scaled base rate", "cosine")
+    weight_decay: Component | None = component(
+        "schedules", "weight decay of the decayed tensors, from OPTIMIZER.weight_decay; null: constant"
+    )
 
 
 @dataclass
@@ -101,7 +107,12 @@ class TrainSettings:
     max_per_rank_batch: int | None = setting(
         None, "Count | None", "most images a process takes in one forward; null: no limit", unit="images"
     )
-    clip_norm: float | None = setting(None, "Positive | None", "largest norm of the whole gradient; null: no clipping")
+    clip_norm: float | None = setting(None, "Positive | None", "largest norm of the gradient; null: no clipping")
+    clip: str = setting(
+        "whole",
+        "Literal['whole', 'tensor']",
+        "what clip_norm limits: the whole gradient, or that of each tensor by itself",
+    )
     precision: str = setting(
         "auto",
         "Literal['auto', 'fp32', 'bf16', 'fp16']",
@@ -130,6 +141,11 @@ class CheckpointSettings:
         "Literal['auto', 'never', 'force']",
         "auto: go on from the newest checkpoint of OUTPUT_DIR, if there is one and the settings agree; never: refuse a "
         "folder with checkpoints; force: go on even if settings changed",
+    )
+    backbone: str = setting(
+        "auto",
+        "Literal['auto', 'student', 'teacher']",
+        "whose trunk is measured and written as backbone.safetensors; auto: the teacher's where there is one",
     )
     best_metric: str | None = setting(
         None, "str | None", "metric (such as knn.top1) whose best checkpoint is kept too; null: none"

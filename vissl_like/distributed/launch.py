@@ -110,7 +110,8 @@ def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> i
     torch.set_num_threads(settings.TRAIN.threads or max(1, available_cores() // local_world))
     try:
         _join_group(rank, world_size, port, settings)
-        return ENGINES.get(settings.ENGINE.name)(loaded).run()
+        options = {str(key): value for key, value in settings.ENGINE.items() if key != "name"}
+        return ENGINES.get(settings.ENGINE.name)(loaded, **options).run()
     except UserError as error:
         print(f"{'' if rank == 0 else f'process {rank}: '}{error}", file=sys.stderr)
         return 2

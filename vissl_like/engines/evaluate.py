@@ -40,7 +40,7 @@ from vissl_like.evaluation.subjects import (
     untrained_subject,
 )
 from vissl_like.registry import ENGINES, EVALUATIONS
-from vissl_like.trainer.build import build, build_trunk, plain_values
+from vissl_like.trainer.components import build, build_trunk, plain_values
 from vissl_like.utils.errors import UserError
 
 

@@ -20,7 +20,7 @@ from vissl_like.evaluation.scoring import align_classes
 from vissl_like.evaluation.store import FeatureStore
 from vissl_like.evaluation.subjects import TRAINED, Source, feature_key, network_subject, subject_features
 from vissl_like.registry import TRANSFORMS
-from vissl_like.trainer.build import build, build_dataset
+from vissl_like.trainer.components import build, build_dataset
 from vissl_like.visualize.crops import CropRow
 from vissl_like.visualize.neighbours import NeighbourRow
 

@@ -14,8 +14,9 @@ from vissl_like.data.loader import auto_workers
 from vissl_like.distributed import comm
 from vissl_like.evaluation.subjects import Protocol, Source
 from vissl_like.models.weights import load_weights, read_backbone
-from vissl_like.trainer.build import build_dataset, build_trunk, choose_device, plain_values
+from vissl_like.trainer.build import choose_device
 from vissl_like.trainer.checkpoint import CheckpointStore
+from vissl_like.trainer.components import build_dataset, build_trunk, plain_values
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.files import sha256
 

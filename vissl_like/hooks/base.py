@@ -13,6 +13,7 @@ from vissl_like.utils.event_file import RESERVED_KEYS
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from vissl_like.config import Plan
     from vissl_like.data.datasets.base import ImageDataset
@@ -96,6 +97,10 @@ class RunView(Protocol):
     @property
     def last(self) -> StepFacts | None:
         """The newest step, None before the first of this process."""
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The trunk that is worth measuring: the teacher's where there is one."""
 
     @property
     def is_main(self) -> bool:

@@ -138,7 +138,7 @@ class OnlineKnnHook(Hook):
 
         def extract(dataset: ImageDataset) -> Features:
             return extract_features(
-                run.model.trunk,
+                run.trunk,
                 dataset,
                 image_size=self.image_size or settings.EVALUATE.image_size,
                 resize=settings.EVALUATE.resize,

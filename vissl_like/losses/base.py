@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ class LossContext:
         dataset_size: images in the training set.
         steps_per_epoch: optimizer steps in one pass over it.
         total_steps: length of the run.
+        seed: of the run, the same on all processes.
     """
 
     num_views: int
@@ -34,6 +37,30 @@ class LossContext:
     dataset_size: int
     steps_per_epoch: int = 1
     total_steps: int = 1
+    seed: int = 0
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Images that each process sees in one epoch."""
+        return self.steps_per_epoch * self.global_batch // self.world_size
+
+
+class FeatureSource(Protocol):
+    """What a loss may ask for between epochs."""
+
+    def one_pass(self, views: Sequence[int]) -> Iterator[tuple[Batch, list[ModelOutput]]]:
+        """This process's images of the epoch that begins, without gradient, in the order in which they will be trained.
+
+        The network is in training mode (BatchNorm takes batch statistics) and sees each asked view by itself. Every
+        process must go through the whole pass.
+
+        Args:
+            views: positions of the views wanted.
+
+        Yields:
+            A micro-batch, and for each view asked for an output of ``num_views`` 1.
+        """
+        ...
 
 
 class Loss(nn.Module):
@@ -42,8 +69,13 @@ class Loss(nn.Module):
     Class-level facts, checked against the settings before the run starts:
         needs_views: least number of views.
         needs_logits: whether the head must give logits.
+        needs_teacher: whether the run must have a teacher (``output.teacher``).
+        takes_teacher: whether it makes use of a teacher where there is one; a teacher that nobody uses is refused.
         accumulation_note: empty if accumulating gradients over micro-batches equals one big batch, else why not.
         per_rank_buffers: names of buffers that differ between processes (queues, banks); saved once per process.
+
+    Attributes:
+        teacher_views: positions of the views that the teacher is to see.
 
     ``forward`` must not change state that a skipped update should leave alone: keep what it learnt and write it in
     ``after_update``.
@@ -51,8 +83,17 @@ class Loss(nn.Module):
 
     needs_views = 1
     needs_logits = False
+    needs_teacher = False
+    takes_teacher = False
     accumulation_note = ""
     per_rank_buffers: tuple[str, ...] = ()
+    teacher_views: tuple[int, ...] = (0, 1)
+
+    def before_epoch(self, source: FeatureSource, progress: Progress) -> None:
+        """Called by all processes before the first step of every epoch (not on a resume inside of one).
+
+        What it leaves in buffers must be a function of them, the weights, ``context.seed`` and ``progress``.
+        """
 
     def forward(self, output: ModelOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Parts of the objective by name; ``loss`` is what is minimised, the mean over this process's images."""

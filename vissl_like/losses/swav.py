@@ -10,6 +10,7 @@ from torch import Tensor
 from vissl_like.clustering.sinkhorn import sinkhorn
 from vissl_like.losses.base import Loss, LossContext
 from vissl_like.losses.functional.swapped import swapped_cross_entropy
+from vissl_like.losses.functional.views import check_views
 from vissl_like.records import Batch, ModelOutput, Progress
 from vissl_like.registry import LOSSES
 from vissl_like.utils.errors import UserError
@@ -22,7 +23,8 @@ class SwAVLoss(Loss):
 
     Assignments of the ``assign_views`` come from Sinkhorn over the batch of all processes, lengthened by a queue of
     earlier embeddings; every other view predicts them. Collapse is prevented by the equal prototype masses that
-    Sinkhorn imposes.
+    Sinkhorn imposes. With a teacher, assignments (and the queue) come from its embeddings and its prototypes, and the
+    student predicts them (SwAV with a momentum encoder).
 
     Options:
         temperature: softmax temperature of the prediction (0.1 in the paper)
@@ -36,6 +38,7 @@ class SwAVLoss(Loss):
 
     needs_views = 2
     needs_logits = True
+    takes_teacher = True
     accumulation_note = (
         "assignments are balanced within each micro-batch (plus the queue), not within the whole batch, and BatchNorm "
         "sees micro-batches; a queue makes up for most of it"
@@ -56,8 +59,7 @@ class SwAVLoss(Loss):
         super().__init__()
         self.context = context
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, sinkhorn_iterations
-        self.assign_views = [0, 1] if assign_views is None else list(assign_views)
-        _check_assign_views(self.assign_views, context.num_views)
+        self.assign_views = self.teacher_views = check_views("assign_views", assign_views, context.num_views)
         length = queue_length - queue_length % context.global_batch
         if queue_length and not length:
             raise UserError(
@@ -105,13 +107,13 @@ class SwAVLoss(Loss):
 
     def forward(self, output: ModelOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Swapped-prediction loss over prototype heads (mean), and the mean entropy of the assignments in nats."""
-        embeddings = [output.view(output.head.embedding.detach(), view).float() for view in self.assign_views]
+        giver = output if output.teacher is None else output.teacher
+        rows = self.assign_views if output.teacher is None else range(len(self.assign_views))
+        embeddings = [giver.view(giver.head.embedding.detach(), row).float() for row in rows]
         losses, entropies = [], []
-        for logits, prototypes in zip(output.head.logits, output.head.prototypes, strict=True):
-            targets = [
-                self._assign(output.view(logits.detach(), view), prototypes.detach(), slot)
-                for slot, view in enumerate(self.assign_views)
-            ]
+        for head, logits in enumerate(output.head.logits):
+            scores, prototypes = giver.head.logits[head].detach(), giver.head.prototypes[head].detach()
+            targets = [self._assign(giver.view(scores, row), prototypes, slot) for slot, row in enumerate(rows)]
             entropies += [-(q * q.clamp_min(1e-12).log()).sum(1).mean() for q in targets]
             losses.append(swapped_cross_entropy(logits, targets, self.assign_views, output.num_views, self.temperature))
         if self.queue_length and progress.reached(self.queue_start):
@@ -141,11 +143,3 @@ class SwAVLoss(Loss):
     def forget_pending(self) -> None:
         """Embeddings of a skipped update are not worth keeping."""
         self._pending.clear()
-
-
-def _check_assign_views(assign_views: list[int], num_views: int) -> None:
-    if not assign_views or len(set(assign_views)) != len(assign_views) or max(assign_views) >= num_views:
-        raise UserError(
-            f"LOSS.assign_views is {assign_views}; it must name different views out of 0..{num_views - 1} "
-            "(the views of DATA.TRANSFORM, counted spec by spec)"
-        )

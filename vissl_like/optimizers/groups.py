@@ -11,7 +11,7 @@ from torch.nn import Parameter
 def decay_groups(
     named_parameters: Iterable[tuple[str, Parameter]], weight_decay: float, decay_vectors: bool
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in one or two groups.
+    """Trainable parameters in one or two groups; those marked ``decayed`` follow a schedule of the weight decay.
 
     Args:
         named_parameters: of the model.
@@ -20,9 +20,9 @@ def decay_groups(
     """
     trainable = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     if decay_vectors:
-        return [{"params": trainable, "weight_decay": weight_decay}]
+        return [{"params": trainable, "weight_decay": weight_decay, "decayed": True}]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay, "decayed": True},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0, "decayed": False},
     ]
     return [group for group in groups if group["params"]]

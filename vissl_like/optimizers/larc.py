@@ -44,20 +44,23 @@ class LARC(FusedSGD):
         decay_vectors: bool = True,
     ):
         groups = decay_groups(named_parameters, weight_decay, decay_vectors)
-        for group in groups:
-            # SGD itself must not decay again: it reads "weight_decay", the rescaling below reads "layer_decay".
-            group["layer_decay"], group["weight_decay"] = group["weight_decay"], 0.0
         super().__init__(groups, lr=lr, momentum=momentum, fused=True)
         self.trust, self.clip, self.eps = trust, clip, eps
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Rescales the gradients in place, then takes one step of SGD. No value is brought to the host."""
+        decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._rescale(parameter, group["layer_decay"], group["lr"])
-        return super().step(closure)
+                    self._rescale(parameter, group["weight_decay"], group["lr"])
+            group["weight_decay"] = 0.0  # the rescaled gradient has it: SGD must not decay again
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
 
     def _rescale(self, parameter: Parameter, decay: float, lr: float) -> None:
         gradient = parameter.grad

@@ -7,7 +7,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler, LinearParamSched
 from vissl_like.records import Progress
 from vissl_like.registry import SCHEDULES
 from vissl_like.utils.errors import UserError
-from vissl_like.utils.kinds import Duration, Fraction
+from vissl_like.utils.kinds import Duration, Fraction, NonNegative
 
 
 @SCHEDULES.register("cosine")
@@ -19,6 +19,7 @@ class Cosine:
 
     Options:
         final_ratio: final value as a share of the base
+        final: final value itself, instead of the share (a rate that is not scaled with the batch, decay that rises)
         warmup: length of the warm-up
         warmup_start_ratio: value at step 0 as a share of the base
     """
@@ -30,18 +31,21 @@ class Cosine:
         final_ratio: Fraction = 0.0,
         warmup: Duration = "0 steps",
         warmup_start_ratio: Fraction = 0.0,
+        final: NonNegative | None = None,
     ):
+        if final is not None and final_ratio:
+            raise UserError(f"a cosine schedule takes final ({final:g}) or final_ratio ({final_ratio:g}), not both")
         self.warmup = warmup
         self._rise = LinearParamScheduler(base * warmup_start_ratio, base)
-        self._fall = CosineParamScheduler(base, base * final_ratio)
+        self._fall = CosineParamScheduler(base, base * final_ratio if final is None else final)
 
     def __call__(self, progress: Progress) -> float:
         """Value for the update that starts at ``progress.step``."""
         warmup = progress.steps_of(self.warmup)
         if warmup >= progress.total_steps:
             raise UserError(
-                f"SCHEDULES.lr.warmup is {self.warmup!r} = {warmup} steps, but the run has only {progress.total_steps} "
-                "steps"
+                f"the warmup of a cosine schedule is {self.warmup!r} = {warmup} steps, but the run has only "
+                f"{progress.total_steps} steps"
             )
         if progress.step < warmup:
             return float(self._rise(progress.step / max(1, warmup - 1)))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
 
 from vissl_like.config import Plan, make_plan
 from vissl_like.data.datasets.base import ImageDataset
@@ -19,33 +16,29 @@ from vissl_like.data.loader import TrainLoader, auto_workers
 from vissl_like.data.normalise import Normalise
 from vissl_like.distributed import comm
 from vissl_like.losses.base import Loss, LossContext
-from vissl_like.models.batch_norm import AllReduceBatchNorm, synchronise_batch_norm
 from vissl_like.models.ssl_model import SSLModel
-from vissl_like.models.weights import fitting_names, load_weights
 from vissl_like.records import Progress
 from vissl_like.registry import (
-    DATASETS,
-    HEADS,
     HOOKS,
     LOSSES,
     OPTIMIZERS,
     SAMPLERS,
     SCHEDULES,
+    TEACHERS,
     TRANSFORMS,
-    TRUNKS,
-    Registry,
 )
 from vissl_like.trainer.checkpoint import CheckpointStore
+from vissl_like.trainer.clipping import Clipping
+from vissl_like.trainer.components import build, build_dataset, plain_values
+from vissl_like.trainer.network import backbone_of, build_model, wrap
 from vissl_like.trainer.non_finite import NonFinitePolicy
+from vissl_like.trainer.parts import Parts
 from vissl_like.trainer.precision import Precision, bf16_supported
 from vissl_like.trainer.rng import seed_everything
-from vissl_like.trainer.run import Parts, Run
+from vissl_like.trainer.run import Run
 from vissl_like.trainer.signals import StopSignals
 from vissl_like.trainer.step import TrainStep
 from vissl_like.utils.environment import available_cores
-
-READ_BY_THE_PROGRAM = ("name", "base_lr", "base_batch")
-"""Keys of a component section that are not options of the component."""
 
 MAY_CHANGE_ON_RESUME = (
     "OUTPUT_DIR",
@@ -66,36 +59,6 @@ MAY_CHANGE_ON_RESUME = (
     "MODEL.WEIGHTS*",
 )
 """Settings that a resumed run may have different without changing what it computes."""
-
-
-def build(registry: Registry, section: Any, *given: Any) -> Any:
-    """A component from its section: ``name`` chooses, the other keys are its options.
-
-    Args:
-        registry: where the name is looked up.
-        section: mapping with ``name``.
-        given: positional arguments that the program supplies.
-    """
-    plain = plain_values(section)
-    options = {key: value for key, value in plain.items() if key not in READ_BY_THE_PROGRAM}
-    return registry.get(plain["name"])(*given, **options)
-
-
-def plain_values(section: Any) -> dict[str, Any]:
-    """A settings section as plain dictionaries and lists."""
-    if isinstance(section, Mapping):
-        return dict(section)
-    return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
-
-
-def build_dataset(section: Any) -> ImageDataset:
-    """A dataset from its section."""
-    return build(DATASETS, section)
-
-
-def build_trunk(section: Any, channels: int) -> nn.Module:
-    """A trunk from its section; ``feature_dim`` is its width."""
-    return build(TRUNKS, section, channels)
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -125,13 +88,16 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
     resuming = any((output_dir / "checkpoints").glob("step_*"))
     model, weights_text = build_model(settings, dataset.channels, device, plan, load=not resuming)
     loss = build_loss(settings, plan, model, transform.num_views, device)
+    teacher = None if settings.MODEL.TEACHER is None else build(TEACHERS, settings.MODEL.TEACHER, model)
     wrapped = wrap(model, device)
+    backbone = backbone_of(settings, model, teacher)
     optimizer = build(OPTIMIZERS, settings.OPTIMIZER, list(model.named_parameters()), plan.peak_lr)
-    schedules = {"lr": build(SCHEDULES, settings.SCHEDULES.lr, plan.peak_lr)}
-    schedules["lr"](Progress(0, plan.total_steps, plan.steps_per_epoch))  # one that does not fit the run says so now
+    schedules = build_schedules(settings, plan, optimizer)
     normalise = Normalise(dataset.mean, dataset.std, device, plan.channels_last)
     precision = Precision(plan.precision, device.type)
-    step = TrainStep(model, wrapped, loss, optimizer, schedules, precision, normalise, settings.TRAIN.clip_norm)
+    limit = settings.TRAIN.clip_norm
+    clip = None if limit is None else Clipping(limit, each_tensor=settings.TRAIN.clip == "tensor")
+    step = TrainStep(model, wrapped, loss, optimizer, schedules, precision, normalise, clip, teacher)
     store = CheckpointStore(
         output_dir / "checkpoints",
         settings.CHECKPOINT.keep,
@@ -144,6 +110,8 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         plan=plan,
         model=model,
         wrapped=wrapped,
+        backbone=backbone,
+        teacher=teacher,
         loss=loss,
         optimizer=optimizer,
         step=step,
@@ -155,7 +123,7 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         output_dir=output_dir,
         device=device,
         plugins=list(loaded.plugins),
-        record=_backbone_record(settings, dataset, model, transform),
+        record=_backbone_record(settings, dataset, model, transform, backbone),
         banner=_banner(settings, plan, dataset, loss, weights_text, device),
         settings_record=OmegaConf.to_container(settings, resolve=True),  # type: ignore[arg-type]
         policy=NonFinitePolicy(settings.TRAIN.non_finite, settings.TRAIN.max_skipped_updates),
@@ -164,31 +132,6 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
     seed_everything(settings.SEED, 1 + comm.rank())
     run = Run(parts)
     return run
-
-
-def build_model(
-    settings: Any, channels: int, device: torch.device, plan: Plan, load: bool = True
-) -> tuple[SSLModel, str]:
-    """Trunk and head on the device, with weights where the settings name a file; and what was loaded, in words."""
-    trunk = build_trunk(settings.MODEL.TRUNK, channels)
-    head = build(HEADS, settings.MODEL.HEAD, trunk.feature_dim)
-    model = SSLModel(trunk, head, settings.TRAIN.grouped_forward)
-    weights, text = settings.MODEL.WEIGHTS, "from scratch" if load else "from the checkpoint"
-    if load and weights.path is not None:
-        trunk_only = fitting_names(trunk, weights.path) >= fitting_names(model, weights.path)
-        report = load_weights(
-            trunk if trunk_only else model,
-            weights.path,
-            prefix=weights.prefix,
-            allow_missing=list(weights.allow_missing),
-            allow_unused=list(weights.allow_unused),
-        )
-        text = f"{report} ({'trunk' if trunk_only else 'trunk and head'})"
-    sync = settings.MODEL.SYNC_BATCH_NORM
-    if (comm.world_size() > 1 if sync == "auto" else sync) and comm.active():
-        model = synchronise_batch_norm(model, device.type)  # type: ignore[assignment]
-    memory_format = torch.channels_last if plan.channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=memory_format), text
 
 
 def build_loss(settings: Any, plan: Plan, model: SSLModel, num_views: int, device: torch.device) -> Loss:
@@ -203,28 +146,24 @@ def build_loss(settings: Any, plan: Plan, model: SSLModel, num_views: int, devic
         dataset_size=plan.dataset_size,
         steps_per_epoch=plan.steps_per_epoch,
         total_steps=plan.total_steps,
+        seed=settings.SEED,
     )
     return build(LOSSES, settings.LOSS, context).to(device)
 
 
-def wrap(model: SSLModel, device: torch.device) -> nn.Module:
-    """The model as it is in one process, data-parallel in several (gradients averaged over processes)."""
-    if not comm.active():
-        return model
-    devices = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_buffer_sync(model))  # type: ignore[arg-type]
+def build_schedules(settings: Any, plan: Plan, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Functions of progress: ``lr`` and, if asked for, ``weight_decay``.
 
-
-def _buffer_sync(model: SSLModel) -> dict[str, bool]:
-    """Whether the main process's buffers go to all before each forward, under the keyword's old or new name.
-
-    Where BatchNorm statistics span the processes, buffers are equal already.
+    Raises:
+        UserError: one does not fit the length of the run.
     """
-    spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
-    local = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
-
-    parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": local}
+    schedules = {"lr": build(SCHEDULES, settings.SCHEDULES.lr, plan.peak_lr)}
+    if settings.SCHEDULES.weight_decay is not None:
+        decay = max(group["weight_decay"] for group in optimizer.param_groups)
+        schedules["weight_decay"] = build(SCHEDULES, settings.SCHEDULES.weight_decay, decay)
+    for schedule in schedules.values():
+        schedule(Progress(0, plan.total_steps, plan.steps_per_epoch))  # one that does not fit the run says so now
+    return schedules
 
 
 def active_hooks(settings: Any) -> dict[str, dict[str, Any]]:
@@ -261,7 +200,7 @@ def _loader_maker(loaded: Any, plan: Plan, dataset: ImageDataset, transform: Any
         settings.SEED,
     )
     workers = settings.DATA.WORKERS
-    return lambda start_step: TrainLoader(
+    return lambda start_step, stop_step=plan.total_steps: TrainLoader(
         dataset,
         transform,
         sampler,
@@ -271,13 +210,15 @@ def _loader_maker(loaded: Any, plan: Plan, dataset: ImageDataset, transform: Any
         plugins=loaded.plugins,
         max_skipped=settings.DATA.MAX_SKIPPED,
         start_step=start_step,
-        total_steps=plan.total_steps,
+        total_steps=stop_step,
         pin_memory=device.type == "cuda",
         start_method=settings.DATA.START_METHOD,
     )
 
 
-def _backbone_record(settings: Any, dataset: ImageDataset, model: SSLModel, transform: Any) -> dict[str, Any]:
+def _backbone_record(
+    settings: Any, dataset: ImageDataset, model: SSLModel, transform: Any, backbone: SSLModel
+) -> dict[str, Any]:
     trunk = plain_values(settings.MODEL.TRUNK)
     return {
         "arch": trunk.pop("name"),
@@ -288,7 +229,7 @@ def _backbone_record(settings: Any, dataset: ImageDataset, model: SSLModel, tran
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "method": settings.LOSS.name,
-        "source": "trained network",
+        "source": "trained network" if backbone is model else "teacher of the trained network",
     }
 
 

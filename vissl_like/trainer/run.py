@@ -6,63 +6,22 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vissl_like.compat.classy import ClassyTask
-from vissl_like.config import Plan
-from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.distributed import comm
-from vissl_like.hooks.base import Event, Hook
-from vissl_like.losses.base import Loss
-from vissl_like.models.ssl_model import SSLModel
+from vissl_like.hooks.base import Event
 from vissl_like.records import Batch, Progress
-from vissl_like.trainer.checkpoint import Checkpoint, CheckpointStore, load_states, wall_clock
-from vissl_like.trainer.non_finite import NonFinitePolicy
+from vissl_like.trainer.between_epochs import EpochFeatures
+from vissl_like.trainer.checkpoint import Checkpoint, load_states, wall_clock
+from vissl_like.trainer.parts import Parts
 from vissl_like.trainer.rng import restore_rng_state, rng_state
-from vissl_like.trainer.signals import StopSignals
-from vissl_like.trainer.step import StepReport, TrainStep
+from vissl_like.trainer.step import StepReport
 from vissl_like.utils.errors import UserError
-
-
-@dataclass
-class Parts:
-    """Built objects that a run needs; nothing here is a setting except what hooks may show.
-
-    Attributes:
-        hooks: by their names in the settings; called in this order, those that say ``runs_last`` at the end.
-        make_loader: start step -> iterable of micro-batches up to the last step, with a ``skipped`` list.
-        build_dataset: dataset section of the settings -> dataset (for hooks that measure on other data).
-        record: facts written beside the backbone (architecture, input sizes, mean and std, method).
-        banner: rows ``(label, text)`` known when the run was built.
-        settings_record: the settings as plain values, saved in every checkpoint.
-    """
-
-    settings: Any
-    plan: Plan
-    model: SSLModel
-    wrapped: nn.Module
-    loss: Loss
-    optimizer: torch.optim.Optimizer
-    step: TrainStep
-    hooks: dict[str, Hook]
-    dataset: ImageDataset
-    make_loader: Callable[[int], Any]
-    build_dataset: Callable[[Any], ImageDataset]
-    store: CheckpointStore
-    output_dir: Path
-    device: torch.device
-    plugins: list[str]
-    record: dict[str, Any]
-    banner: list[tuple[str, str]]
-    settings_record: dict[str, Any]
-    policy: NonFinitePolicy
-    signals: StopSignals
 
 
 class Run(ClassyTask):
@@ -104,6 +63,11 @@ class Run(ClassyTask):
         """Whether this process prints and writes files."""
         return comm.is_main()
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The trunk that is worth measuring and keeping: the teacher's where there is one (CHECKPOINT.backbone)."""
+        return self.parts.backbone.trunk
+
     def banner(self) -> list[tuple[str, str]]:
         """What is worth knowing before the first step, as rows ``(label, text)``."""
         resume = "new run" if self.resumed_from is None else f"resumed from step {self.resumed_from}"
@@ -134,6 +98,7 @@ class Run(ClassyTask):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.parts.step.precision.scaler.state_dict(),
+            "teacher": {} if self.parts.teacher is None else self.parts.teacher.state_dict(),
             "loss": self._loss_state(per_rank=False),
             "hooks": {name: hook.state_dict() for name, hook in self.parts.hooks.items()},
             "skipped_updates": self.parts.policy.in_a_row,
@@ -148,7 +113,7 @@ class Run(ClassyTask):
             "dataset_size": self.plan.dataset_size,
             "precision": self.plan.precision,
         }
-        path = self.parts.store.save(step, common, per_rank, self.model.trunk.state_dict(), record, manifest)
+        path = self.parts.store.save(step, common, per_rank, self.trunk.state_dict(), record, manifest)
         if path is not None:
             self._saved_at = step
             self.emit("checkpoint", path=str(path), reason=reason)
@@ -188,6 +153,8 @@ class Run(ClassyTask):
         chosen = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
+        if self.parts.teacher is not None:
+            self.parts.teacher.load_state_dict(common["teacher"])
         self.optimizer.load_state_dict(common["optimizer"])
         for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(options)  # the settings of this run, not those of the saved one
@@ -212,6 +179,8 @@ class Run(ClassyTask):
     def on_phase_start(self) -> None:
         """An epoch begins, or goes on after a resume."""
         self._phase = self.progress.step // self.progress.steps_per_epoch
+        if self.progress.step % self.progress.steps_per_epoch == 0 and not self.done_training():
+            self.loss.before_epoch(EpochFeatures(self.parts, self.progress), self.progress)
         self._tell("on_phase_start")
 
     def train_step(self) -> None:

@@ -13,7 +13,9 @@ from vissl_like.data.normalise import Normalise
 from vissl_like.distributed import comm
 from vissl_like.losses.base import Loss
 from vissl_like.models.ssl_model import SSLModel
+from vissl_like.models.teachers.base import Teacher
 from vissl_like.records import Batch, ModelOutput, Progress
+from vissl_like.trainer.clipping import Clipping
 from vissl_like.trainer.precision import Precision
 
 
@@ -49,18 +51,20 @@ class StepReport:
 class TrainStep:
     """Turns micro-batches into one update.
 
-    Order: schedules, head's before-forward, then per micro-batch forward, loss and backward; then unscale, guard (loss
-    and gradient finite on every process?), clip, head's before-update, optimizer, loss's after-update.
+    Order: schedules, heads' before-forward, then per micro-batch the teacher's forward, the student's, loss and
+    backward; then unscale, guard (loss and gradient finite on every process?), clip, head's before-update, optimizer,
+    loss's after-update, teacher.
 
     Args:
         model: trunk and head.
         wrapped: ``model``, or its data-parallel wrapper.
         loss: the objective.
-        optimizer: its ``lr`` is set by this class.
-        schedules: ``lr`` -> function of progress.
+        optimizer: this class sets its ``lr`` and, if scheduled, the ``weight_decay`` of groups marked ``decayed``.
+        schedules: ``lr`` and, if wanted, ``weight_decay`` -> function of progress.
         precision: number format of the forward pass.
         normalise: uint8 views -> float32 on the device.
-        clip_norm: largest norm of the whole gradient, or None.
+        clip: how gradients are limited, or None.
+        teacher: gives targets for the views that the loss names, or None.
     """
 
     def __init__(
@@ -72,22 +76,24 @@ class TrainStep:
         schedules: dict[str, Any],
         precision: Precision,
         normalise: Normalise,
-        clip_norm: float | None,
+        clip: Clipping | None = None,
+        teacher: Teacher | None = None,
     ):
         self.model, self.wrapped, self.loss, self.optimizer = model, wrapped, loss, optimizer
-        self.schedules, self.precision, self.normalise, self.clip_norm = schedules, precision, normalise, clip_norm
+        self.schedules, self.precision, self.normalise, self.clip = schedules, precision, normalise, clip
+        self.teacher = teacher
         # BatchNorm's running statistics change in the forward; a skipped step must not leave an infinity in them.
-        self._buffers = list(model.buffers())
+        self._buffers = [*model.buffers(), *(teacher.buffers() if teacher is not None else ())]
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def __call__(self, micro_batches: list[Batch], progress: Progress) -> StepReport:
         """One update from equally large micro-batches; leaves the weights alone if anything is not finite."""
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
-        lr = self.schedules["lr"](progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = self._schedule(progress)
         self.model.head.before_forward(progress)
+        if self.teacher is not None:
+            self.teacher.before_forward(progress)
         sums: dict[str, Tensor] = {}
         output: ModelOutput | None = None
         for number, batch in enumerate(micro_batches):
@@ -102,6 +108,15 @@ class TrainStep:
         report.output = _detached(output)
         return report
 
+    def _schedule(self, progress: Progress) -> float:
+        lr = self.schedules["lr"](progress)
+        decay = self.schedules["weight_decay"](progress) if "weight_decay" in self.schedules else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            if decay is not None and group.get("decayed"):
+                group["weight_decay"] = decay
+        return lr
+
     def _sync(self, last: bool) -> AbstractContextManager[object]:
         """Gradients are averaged over processes once, in the last micro-batch's backward."""
         no_sync = getattr(self.wrapped, "no_sync", None)
@@ -110,7 +125,9 @@ class TrainStep:
     def _forward(self, batch: Batch, progress: Progress) -> tuple[ModelOutput, dict[str, Tensor]]:
         views = [self.normalise(view) for view in batch.views]
         with self.precision.autocast():
+            taught = None if self.teacher is None else self.teacher([views[v] for v in self.loss.teacher_views])
             output = self.wrapped(views)
+        output.teacher = taught
         return output, self.loss(output, batch, progress)
 
     def _update(self, sums: dict[str, Tensor], progress: Progress, lr: float) -> StepReport:
@@ -120,11 +137,13 @@ class TrainStep:
         finite = bool(comm.all_reduce(torch.isfinite(values).float(), "min").min())
         values = comm.all_reduce(values) / comm.world_size()
         if finite:
-            if self.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
+            if self.clip is not None:
+                self.clip(self.model.parameters(), norm)
             self.model.head.before_update(progress)
             self.precision.scaler.step(self.optimizer)
             self.loss.after_update(progress)
+            if self.teacher is not None:
+                self.teacher.after_update(self.model, progress)
         else:
             self.loss.forget_pending()
             for kept, buffer in zip(self._kept, self._buffers, strict=True):
@@ -163,4 +182,4 @@ def _detached(output: ModelOutput | None) -> ModelOutput | None:
         logits=tuple(tensor.detach() for tensor in output.head.logits),
         prototypes=tuple(tensor.detach() for tensor in output.head.prototypes),
     )
-    return ModelOutput(output.num_views, output.features.detach(), head)
+    return ModelOutput(output.num_views, output.features.detach(), head, output.teacher)

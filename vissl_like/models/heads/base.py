@@ -28,6 +28,9 @@ class Head(nn.Module):
     def before_update(self, progress: Progress) -> None:
         """Called once per optimizer step, after backward and clipping, before the optimizer (e.g. to freeze)."""
 
+    def become_teacher(self) -> None:
+        """Called once on the copy that a teacher keeps: drop what only the student has (a predictor)."""
+
     def forward(self, features: Tensor) -> HeadOutput:
         """``[n, F] -> HeadOutput`` of n rows."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """ResNets (He et al. 2016, arXiv:1512.03385; stride in the 3x3 convolution, "v1.5") under torchvision's key names.
 
 A state dict of ``torchvision.models.resnet50`` without ``fc`` loads as it is. ``width`` multiplies every width, stem
-included, as SwAV's RN50-w2/w4/w5 do; torchvision's ``wide_resnet`` is another network.
+included, as SwAV's RN50-w2/w4/w5 do; torchvision's ``wide_resnet`` is another network. ``groups`` and
+``width_per_group`` make a ResNeXt (Xie et al. 2017, arXiv:1611.05431): 32 and 8 at depth 101 are ResNeXt101-32x8d.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ LAYOUTS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
 }
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
@@ -60,16 +61,21 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; ``[n, inputs, H, W] -> [n, 4 width, H / stride, W / stride]``."""
+    """1x1, 3x3, 1x1 convolutions with a shortcut; ``[n, inputs, H, W] -> [n, 4 width, H / stride, W / stride]``.
+
+    The 3x3 convolution has ``groups`` groups of ``width_per_group / 64 * width`` channels (ResNeXt); with one group of
+    64 it is ``width`` wide. The output width does not depend on either.
+    """
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int):
+    def __init__(self, inputs: int, width: int, stride: int, groups: int = 1, width_per_group: int = 64):
         super().__init__()
         outputs = width * self.expansion
-        self.conv1, self.bn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = _conv(width, outputs, 1), nn.BatchNorm2d(outputs)
+        inner = max(1, width * width_per_group // 64) * groups
+        self.conv1, self.bn1 = _conv(inputs, inner, 1), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = _conv(inner, inner, 3, stride, groups), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = _conv(inner, outputs, 1), nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, outputs, stride)
 
@@ -98,6 +104,8 @@ class ResNet(nn.Module):
         stem: "large" = 7x7 stride 2 and max-pool (from about 64 px on); "small" = 3x3 stride 1, no pool (CIFAR-like)
         zero_init_residual: start every block as the identity (last norm's scale 0)
         blocks: blocks per stage instead of the usual ones for this depth
+        groups: groups of the 3x3 convolutions (ResNeXt: 32), from depth 50 on
+        width_per_group: channels of a group in the first stage, doubled from stage to stage (ResNeXt101-32x8d: 8)
     """
 
     def __init__(
@@ -109,12 +117,20 @@ class ResNet(nn.Module):
         stem: Literal["large", "small"] = "large",
         zero_init_residual: bool = False,
         blocks: list[Count] | None = None,
+        groups: Count = 1,
+        width_per_group: Count = 64,
     ):
         super().__init__()
         kind, usual = LAYOUTS[depth]
         counts = tuple(blocks) if blocks is not None else usual
         if len(counts) != 4:
             raise UserError(f"MODEL.TRUNK.blocks has {len(counts)} numbers; a ResNet has 4 stages")
+        if kind == "basic" and (groups, width_per_group) != (1, 64):
+            raise UserError(
+                f"MODEL.TRUNK.groups={groups}, width_per_group={width_per_group}: a ResNet-{depth} has no bottleneck "
+                "blocks to group. Use depth 50, 101 or 152, or leave both options out."
+            )
+        grouping = {} if kind == "basic" else {"groups": groups, "width_per_group": width_per_group}
         block = BasicBlock if kind == "basic" else Bottleneck
         base = max(1, round(64 * width))
         self.conv1 = nn.Conv2d(channels, base, 7, 2, 3, bias=False) if stem == "large" else _conv(channels, base, 3)
@@ -127,7 +143,7 @@ class ResNet(nn.Module):
             layers = []
             for position in range(count):
                 stride = 2 if stage > 0 and position == 0 else 1
-                layers.append(block(inputs, stage_width, stride))
+                layers.append(block(inputs, stage_width, stride, **grouping))
                 inputs = stage_width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.feature_dim = inputs

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Several runs that differ in their seed, as one Markdown table: mean, deviation, and the distance to each floor.
+"""Several runs of one recipe that differ in their seed, as one Markdown table: mean, deviation, distance to each floor.
 
     for s in 0 1 2; do
         vissl-like config=quick/elpv config.ENGINE=full config.SEED=$s config.OUTPUT_DIR=runs/elpv_seed$s
     done
-    python dev/bench/elpv_seeds.py runs/elpv_seed0 runs/elpv_seed1 runs/elpv_seed2
+    python dev/bench/seeds.py runs/elpv_seed0 runs/elpv_seed1 runs/elpv_seed2
 
-Reads ``evaluation_<name>.json`` and ``.npz`` of each folder. Intervals resample seeds and test images together, each
-network being compared with the floor of its own seed image by image (``vissl_like.evaluation.compare``). With two or
-three seeds they are somewhat too narrow; a claim should not hang on their last tenth.
+Reads ``evaluation_<name>.json`` and ``.npz`` of each folder, whatever the recipe was. Intervals resample seeds and test
+images together, each network being compared with the floor of its own seed image by image
+(``vissl_like.evaluation.compare``). With two or three seeds they are somewhat too narrow; a claim should not hang on
+their last tenth.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vissl_like.evaluation.compare import paired_interval
+
+SAME_IN_ALL = ("method", "arch", "arch_options", "channels", "view_sizes", "mean", "std")
+"""Facts about the trained network, from the record beside its weights; runs that differ here are of other recipes."""
 
 
 class TableError(Exception):
@@ -34,12 +40,14 @@ class Runs:
 
     Attributes:
         name: of the evaluation.
+        method: that trained the networks, empty if nothing says so.
         correct: by subject, ``[S, M]`` whether each run is right on each test image.
         seeds: of the runs.
         steps: of the weights.
     """
 
     name: str
+    method: str
     correct: dict[str, np.ndarray]
     seeds: list[int]
     steps: list[int | None]
@@ -49,17 +57,13 @@ def read_runs(folders: list[Path], name: str) -> Runs:
     """One evaluation of every folder.
 
     Raises:
-        TableError: it is missing somewhere, or the test images or the subjects differ.
+        TableError: it is missing somewhere, or the test images, the subjects or the recipes differ.
     """
     correct: dict[str, list[np.ndarray]] = {}
-    seeds, steps, reference = [], [], None
+    records: list[dict[str, Any]] = []
+    reference = None
     for folder in folders:
-        try:
-            record = json.loads((folder / f"evaluation_{name}.json").read_text(encoding="utf-8"))
-            with np.load(folder / f"evaluation_{name}.npz", allow_pickle=False) as arrays:
-                found = dict(arrays)
-        except OSError as error:
-            raise TableError(f"{folder} has no complete {name} evaluation: {error}") from error
+        record, found = read_evaluation(folder, name)
         images = (found["indices"].tolist(), found["labels"].tolist())
         reference = reference or images
         if images != reference:
@@ -68,22 +72,63 @@ def read_runs(folders: list[Path], name: str) -> Runs:
             if found[f"indices_{facts['slug']}"].tolist() != images[0]:
                 raise TableError(f"{folder}: {subject} was scored on other images than the first subject")
             correct.setdefault(subject, []).append(found[f"correct_{facts['slug']}"])
-        seeds.append(record["settings"]["SEED"])
-        steps.append(record["step"])
+        records.append(record)
     uneven = [subject for subject, rows in correct.items() if len(rows) != len(folders)]
     if uneven:
         raise TableError(f"not every folder has a {name} result of: {', '.join(uneven)}")
+    seeds = [record["settings"]["SEED"] for record in records]
     if len(set(seeds)) < len(seeds):
         raise TableError(f"the runs must differ in their seed, got {seeds}")
-    return Runs(name, {subject: np.stack(rows) for subject, rows in correct.items()}, seeds, steps)
+    _require_one_recipe(folders, records)
+    return Runs(
+        name,
+        _network(records[0]).get("method", ""),
+        {subject: np.stack(rows) for subject, rows in correct.items()},
+        seeds,
+        [record["step"] for record in records],
+    )
+
+
+def read_evaluation(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record and the per-image results of one evaluation.
+
+    Raises:
+        TableError: they are missing, damaged, or the evaluation keeps no right and wrong per image.
+    """
+    try:
+        record = json.loads((folder / f"evaluation_{name}.json").read_text(encoding="utf-8"))
+        with np.load(folder / f"evaluation_{name}.npz", allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise TableError(f"{folder} has no complete {name} evaluation: {error}") from error
+    wanted = [f"{part}_{facts['slug']}" for facts in record["subjects"].values() for part in ("correct", "indices")]
+    if not {"indices", "labels", *wanted} <= found.keys():
+        raise TableError(
+            f"the {name} evaluation of {folder} does not say which images were right: it has no such table"
+        )
+    return record, found
+
+
+def _network(record: dict[str, Any]) -> dict[str, Any]:
+    return record.get("weights", {}).get("backbone", {})
+
+
+def _require_one_recipe(folders: list[Path], records: list[dict[str, Any]]) -> None:
+    """A mean over different recipes would look like a mean over seeds."""
+    for folder, record in zip(folders, records, strict=True):
+        for key in SAME_IN_ALL:
+            first, this = _network(records[0]).get(key), _network(record).get(key)
+            if this != first:
+                raise TableError(f"{folder} is of another recipe than {folders[0]}: {key} is {this}, not {first}")
 
 
 def table(runs: Runs) -> str:
     """The Markdown table of one evaluation: the first subject, then its floors."""
     names = list(runs.correct)
     first = runs.correct[names[0]]
+    title = f"**{runs.name}** of {runs.method}" if runs.method else f"**{runs.name}**"
     lines = [
-        f"**{runs.name}**, top-1 in percent, {first.shape[1]} test images, seeds {', '.join(map(str, runs.seeds))}, "
+        f"{title}, top-1 in percent, {first.shape[1]} test images, seeds {', '.join(map(str, runs.seeds))}, "
         f"weights of step {', '.join(map(str, runs.steps))}",
         "",
         f"| features | {' | '.join(f'seed {seed}' for seed in runs.seeds)} | mean ± sd | {names[0]} - this [95 %] |",

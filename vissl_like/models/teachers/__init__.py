@@ -1,0 +1,1 @@
+"""Teachers: ``(student model, *, options)`` -> a ``Teacher`` that gives the student its targets."""

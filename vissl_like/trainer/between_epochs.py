@@ -1,0 +1,32 @@
+"""What a loss may ask for between epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from vissl_like.records import Batch, ModelOutput, Progress
+from vissl_like.trainer.parts import Parts
+
+
+class EpochFeatures:
+    """The ``FeatureSource`` of a run: passes over the epoch that begins.
+
+    Args:
+        parts: of the run.
+        progress: at the first step of the epoch.
+    """
+
+    def __init__(self, parts: Parts, progress: Progress):
+        self._parts, self._progress = parts, progress
+
+    @torch.no_grad()
+    def one_pass(self, views: Sequence[int]) -> Iterator[tuple[Batch, list[ModelOutput]]]:
+        """See ``losses.base.FeatureSource``. BatchNorm's running statistics move, as in any training forward."""
+        parts, step = self._parts, self._progress.step
+        parts.model.head.before_forward(self._progress)
+        for batch in parts.make_loader(step, step + self._progress.steps_per_epoch):
+            with parts.step.precision.autocast():
+                outputs = [parts.model([parts.step.normalise(batch.views[view])]) for view in views]
+            yield batch, outputs

@@ -1,0 +1,76 @@
+"""The network of a run: trunk and head, on their device, with weights, wrapped for several processes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from vissl_like.config import Plan
+from vissl_like.distributed import comm
+from vissl_like.models.batch_norm import AllReduceBatchNorm, synchronise_batch_norm
+from vissl_like.models.ssl_model import SSLModel
+from vissl_like.models.teachers.base import Teacher
+from vissl_like.models.weights import fitting_names, load_weights
+from vissl_like.registry import HEADS
+from vissl_like.trainer.components import build, build_trunk
+from vissl_like.utils.errors import UserError
+
+
+def build_model(
+    settings: Any, channels: int, device: torch.device, plan: Plan, load: bool = True
+) -> tuple[SSLModel, str]:
+    """Trunk and head on the device, with weights where the settings name a file; and what was loaded, in words."""
+    trunk = build_trunk(settings.MODEL.TRUNK, channels)
+    head = build(HEADS, settings.MODEL.HEAD, trunk.feature_dim)
+    model = SSLModel(trunk, head, settings.TRAIN.grouped_forward)
+    weights, text = settings.MODEL.WEIGHTS, "from scratch" if load else "from the checkpoint"
+    if load and weights.path is not None:
+        trunk_only = fitting_names(trunk, weights.path) >= fitting_names(model, weights.path)
+        report = load_weights(
+            trunk if trunk_only else model,
+            weights.path,
+            prefix=weights.prefix,
+            allow_missing=list(weights.allow_missing),
+            allow_unused=list(weights.allow_unused),
+        )
+        text = f"{report} ({'trunk' if trunk_only else 'trunk and head'})"
+    sync = settings.MODEL.SYNC_BATCH_NORM
+    if (comm.world_size() > 1 if sync == "auto" else sync) and comm.active():
+        model = synchronise_batch_norm(model, device.type)  # type: ignore[assignment]
+    memory_format = torch.channels_last if plan.channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=memory_format), text
+
+
+def wrap(model: SSLModel, device: torch.device) -> nn.Module:
+    """The model as it is in one process, data-parallel in several (gradients averaged over processes)."""
+    if not comm.active():
+        return model
+    devices = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_buffer_sync(model))  # type: ignore[arg-type]
+
+
+def _buffer_sync(model: SSLModel) -> dict[str, bool]:
+    """Whether the main process's buffers go to all before each forward, under the keyword's old or new name.
+
+    Where BatchNorm statistics span the processes, buffers are equal already.
+    """
+    spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
+    local = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
+
+    parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": local}
+
+
+def backbone_of(settings: Any, model: SSLModel, teacher: Teacher | None) -> SSLModel:
+    """The network whose trunk is measured and kept: the teacher's where there is one, unless settings say otherwise.
+
+    Raises:
+        UserError: the teacher's is wanted and there is none.
+    """
+    wanted = settings.CHECKPOINT.backbone
+    if teacher is None and wanted == "teacher":
+        raise UserError("CHECKPOINT.backbone = teacher: this run has none. Set MODEL.TEACHER, or backbone to student.")
+    return model if teacher is None or wanted == "student" else teacher.network
