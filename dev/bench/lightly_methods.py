@@ -141,15 +141,11 @@ class DINO:
             **views["shared"],
         )
         self.student, self.encoder = trunk, copy.deepcopy(trunk)
-        self.head = DINOProjectionHead(
-            trunk.feature_dim,
-            head["hidden_dim"],
-            head["bottleneck_dim"],
-            head["num_prototypes"],
-            batch_norm=head["batch_norm"],
-            norm_last_layer=head["norm_last_layer"],
-        )
-        self.teacher_head = copy.deepcopy(self.head)
+        widths = (trunk.feature_dim, head["hidden_dim"], head["bottleneck_dim"], head["num_prototypes"])
+        made = {"batch_norm": head["batch_norm"], "norm_last_layer": head["norm_last_layer"]}
+        # The weight norm inside cannot be copied by copy.deepcopy.
+        self.head, self.teacher_head = DINOProjectionHead(*widths, **made), DINOProjectionHead(*widths, **made)
+        self.teacher_head.load_state_dict(self.head.state_dict())
         nn.ModuleList([self.encoder, self.teacher_head]).requires_grad_(False)
         self.frozen = _start(plan).steps_of(head["freeze_last_layer"])
         self.criterion = DINOLoss(

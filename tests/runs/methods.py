@@ -12,7 +12,7 @@ METHODS = {
     "dino": [
         EMA,
         f"config.MODEL.HEAD={DINO_HEAD}",
-        "config.MODEL.TRUNK={name: vit, size: tiny, patch_size: 8, image_size: 24, drop_path: 0.2}",
+        "config.MODEL.TRUNK={name: vit, size: tiny, patch_size: 8, image_size: 24, depth: 3, drop_path: 0.2}",
         "config.LOSS={name: dino, teacher_temperature: 0.07, teacher_temperature_warmup: 2 epochs}",
         "config.SCHEDULES.weight_decay={name: cosine, final: 0.4}",
         "config.TRAIN.clip_norm=0.3",

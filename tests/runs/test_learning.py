@@ -1,4 +1,4 @@
-"""A small real training: SwAV on 1,297 scans of handwritten digits learns features that beat an untrained network's."""
+"""Small real trainings: every method, on 1,297 scans of digits, learns features that beat an untrained network's."""
 
 import json
 
@@ -30,6 +30,25 @@ EVALUATE: {image_size: 16}
 """
 
 
+EMA = "config.MODEL.TEACHER={name: ema, momentum: 0.98}"
+MLP = "config.MODEL.HEAD={name: mlp, hidden_dim: 128, output_dim: 64}"
+DINO_HEAD = "{name: dino, layers: 2, hidden_dim: 128, bottleneck_dim: 64, num_prototypes: 30, batch_norm: true}"
+PREDICTOR = "{name: predictor, hidden_dim: 128, output_dim: 64, predictor_hidden_dim: 128}"
+METHODS = {
+    "swav": [],
+    "swav_momentum": [EMA],
+    "dino": [
+        EMA,
+        f"config.MODEL.HEAD={DINO_HEAD}",
+        "config.LOSS={name: dino, teacher_temperature: 0.02, teacher_temperature_start: 0.02}",
+    ],
+    "deepcluster_v2": [MLP, "config.LOSS={name: deepcluster_v2, heads: 2, num_prototypes: 30}"],
+    "sela_v2": ["config.MODEL.HEAD.num_prototypes=[30, 30]", "config.LOSS={name: sela_v2}"],
+    "byol": [EMA, f"config.MODEL.HEAD={PREDICTOR}", "config.LOSS={name: byol}"],
+    "moco": [EMA, MLP, "config.LOSS={name: moco, queue_length: 512}"],
+}
+
+
 def digits(folder):
     """The digits that scikit-learn carries, enlarged to 16 px; 500 are kept for testing."""
     from sklearn.datasets import load_digits
@@ -43,7 +62,8 @@ def digits(folder):
 
 
 @pytest.mark.slow
-def test_swav_beats_the_untrained_network_on_real_digits(tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_features_beat_the_untrained_network_on_real_digits(tmp_path, method):
     digits(tmp_path)
     (tmp_path / "digits.yaml").write_text(RECIPE)
     grey = "channels: 1, mean: [0.3], std: [0.37]"
@@ -53,13 +73,18 @@ def test_swav_beats_the_untrained_network_on_real_digits(tmp_path):
         f"config.DATA.TRAIN={{name: array, path: {tmp_path / 'train.npz'}, {grey}}}",
         f"config.DATA.PROBE_TRAIN={{name: array, path: {tmp_path / 'train.npz'}, labels_path: labels, {grey}}}",
         f"config.DATA.PROBE_TEST={{name: array, path: {tmp_path / 'test.npz'}, labels_path: labels, {grey}}}",
+        *METHODS[method],
     ]
     settings = load_settings(arguments)
     assert TrainEngine(settings).run() == 0
     assert EvaluateEngine(settings).run() == 0
     record = json.loads((tmp_path / "run" / "evaluation_knn.json").read_text())
     top1 = {name: subject["metrics"]["top1"] for name, subject in record["subjects"].items()}
-    # Measured: 94.8 against 91.4; one standard error of the difference is about 1.3.
+    # Measured: MEASURED against 91.4; one standard error of the difference is about 1.3.
     assert top1["trained"] > top1["random init"] + 1.5
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    assert not [event for event in events if event["kind"] == "message" and event.get("level") == "warning"]
+    assert warnings_of(tmp_path / "run") == []
+
+
+def warnings_of(folder):
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event["text"] for event in events if event["kind"] == "message" and event.get("level") == "warning"]

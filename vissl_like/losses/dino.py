@@ -84,11 +84,15 @@ class DINOLoss(Loss):
         """T_t for the step at ``progress.step``: ``linspace(start, end, n)`` over the warm-up's n epochs (or steps)."""
         length, here = progress.steps_of(self.warmup), progress.step
         if self.temperature_changes == "epoch":
-            length, here = round(length / progress.steps_per_epoch), here // progress.steps_per_epoch
+            length, here = self._epochs(progress), here // progress.steps_per_epoch
         if here >= length:
             return self.teacher_temperature
         share = here / (length - 1) if length > 1 else 0.0
         return self.start_temperature + share * (self.teacher_temperature - self.start_temperature)
+
+    def _epochs(self, progress: Progress) -> int:
+        """Epochs of the temperature's warm-up, rounded."""
+        return round(progress.steps_of(self.warmup) / progress.steps_per_epoch)
 
     def advice(self) -> list[str]:
         """Temperatures and balancing that are known to go wrong."""
@@ -102,6 +106,12 @@ class DINOLoss(Loss):
             remarks.append(
                 f"{min(self.context.num_prototypes)} outputs are balanced over only {batch} samples: use fewer "
                 "(MODEL.HEAD.num_prototypes) or a larger batch."
+            )
+        progress = Progress(0, self.context.total_steps, self.context.steps_per_epoch)
+        if progress.steps_of(self.warmup) and self.temperature_changes == "epoch" and not self._epochs(progress):
+            remarks.append(
+                f"the warm-up of the teacher's temperature, {self.warmup}, is less than half an epoch and never felt: "
+                "lengthen LOSS.teacher_temperature_warmup, or set LOSS.temperature_changes to step."
             )
         if self.targets == "none":
             remarks.append("targets are neither centred nor balanced: one output will take all images (an ablation)")

@@ -30,7 +30,7 @@ from vissl_like.registry import (
 from vissl_like.trainer.checkpoint import CheckpointStore
 from vissl_like.trainer.clipping import Clipping
 from vissl_like.trainer.components import build, build_dataset, plain_values
-from vissl_like.trainer.network import backbone_of, build_model, wrap
+from vissl_like.trainer.network import backbone_of, build_model, check_teacher, wrap
 from vissl_like.trainer.non_finite import NonFinitePolicy
 from vissl_like.trainer.parts import Parts
 from vissl_like.trainer.precision import Precision, bf16_supported
@@ -89,6 +89,7 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
     model, weights_text = build_model(settings, dataset.channels, device, plan, load=not resuming)
     loss = build_loss(settings, plan, model, transform.num_views, device)
     teacher = None if settings.MODEL.TEACHER is None else build(TEACHERS, settings.MODEL.TEACHER, model)
+    check_teacher(model, teacher)
     wrapped = wrap(model, device)
     backbone = backbone_of(settings, model, teacher)
     optimizer = build(OPTIMIZERS, settings.OPTIMIZER, list(model.named_parameters()), plan.peak_lr)

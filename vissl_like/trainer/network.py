@@ -57,11 +57,28 @@ def _buffer_sync(model: SSLModel) -> dict[str, bool]:
 
     Where BatchNorm statistics span the processes, buffers are equal already.
     """
-    spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
-    local = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
-
     parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": local}
+    keyword = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    return {keyword: _has_local_norm(model)}
+
+
+def check_teacher(model: SSLModel, teacher: Teacher | None) -> None:
+    """A teacher's BatchNorm must have the same running statistics on all processes.
+
+    Raises:
+        UserError: several processes, a teacher, and BatchNorm that each process does by itself.
+    """
+    if teacher is not None and comm.active() and _has_local_norm(model):
+        raise UserError(
+            "MODEL.SYNC_BATCH_NORM = false, with a teacher and several processes: the teacher would have other "
+            "statistics on every process. Leave it at auto."
+        )
+
+
+def _has_local_norm(model: SSLModel) -> bool:
+    """Whether some BatchNorm takes statistics of this process's images only."""
+    spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
 
 
 def backbone_of(settings: Any, model: SSLModel, teacher: Teacher | None) -> SSLModel:
