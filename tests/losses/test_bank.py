@@ -50,6 +50,17 @@ def test_an_image_in_two_slots_after_a_skipped_update_is_labelled_once():
     assert int(labels.min()) == -100 and int(labels.max()) < CLUSTERS
 
 
+def test_a_run_stopped_between_labelling_and_the_first_step_does_not_label_again():
+    """The checkpoint of such a stop is of the epoch's first step, and has the labels already."""
+    model, loss = build()
+    loss.before_epoch(Source(model), FIRST)
+    saved = {name: value.clone() for name, value in loss.state_dict().items()}
+    resumed = build()[1]
+    resumed.load_state_dict(saved)
+    resumed.before_epoch(None, FIRST)  # would fail if it asked for a pass
+    assert all(torch.equal(value, saved[name]) for name, value in resumed.state_dict().items())
+
+
 def test_the_bank_is_filled_once_with_the_first_epochs_images():
     model, loss = build(assign_views=[2, 0])
     source = Source(model)

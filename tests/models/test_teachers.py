@@ -7,7 +7,6 @@ from torch import nn
 
 from vissl_like.models.heads.dino import DINOHead
 from vissl_like.models.ssl_model import SSLModel
-from vissl_like.models.teachers.base import Teacher
 from vissl_like.models.teachers.ema import EMATeacher
 from vissl_like.records import Progress
 from vissl_like.registry import TEACHERS
@@ -64,6 +63,7 @@ def seen_at_each_step(teacher, model, steps, steps_per_epoch=1, total=None, firs
     """The student's weights are 0 at the start and t after update number t; what has the teacher at each step?"""
     seen = []
     for step in range(first, steps):
+        teacher.before_forward(model, Progress(step, total or steps, steps_per_epoch))
         seen.append(weight_of(teacher))
         fill(model, step + 1)
         teacher.after_update(model, Progress(step, total or steps, steps_per_epoch))
@@ -223,10 +223,25 @@ def test_before_forward_reaches_the_teachers_own_head():
     teacher = EMATeacher(model)
     teacher.network.head.before_forward = calls.append
     model.head.before_forward = None
-    teacher.before_forward(Progress(2, 4, 1))
+    teacher.before_forward(model, Progress(2, 4, 1))
     assert calls == [Progress(2, 4, 1)]
 
 
-def test_a_teacher_must_say_how_it_follows():
-    with pytest.raises(NotImplementedError):
-        Teacher(student()).after_update(student(), Progress(0, 1, 1))
+def test_a_skipped_update_at_the_end_of_an_epoch_does_not_cost_the_teacher_an_epoch():
+    model = zero_student()
+    teacher = TEACHERS.get("previous_epoch")(model)
+    fill(model, 5)  # what the epoch has learnt; its last update was skipped, so after_update was not called
+    teacher.before_forward(model, Progress(3, 6, 3))
+    assert weight_of(teacher) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_can_begin_in_the_middle_of_a_run(name):
+    model = zero_student()
+    teacher = TEACHERS.get(name)(model)
+    fill(model, 3)
+    model.trunk.norm.running_mean.fill_(2.0)
+    teacher.start_from(model)
+    assert weight_of(teacher) == 3 and teacher.network.trunk.norm.running_mean.tolist() == [2.0] * 3
+    teacher.after_update(model, Progress(4, 6, 3))
+    assert weight_of(teacher) == 3

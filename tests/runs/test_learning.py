@@ -80,8 +80,8 @@ def test_features_beat_the_untrained_network_on_real_digits(tmp_path, method):
     assert EvaluateEngine(settings).run() == 0
     record = json.loads((tmp_path / "run" / "evaluation_knn.json").read_text())
     top1 = {name: subject["metrics"]["top1"] for name, subject in record["subjects"].items()}
-    # Measured: MEASURED against 91.4; one standard error of the difference is about 1.3.
-    assert top1["trained"] > top1["random init"] + 1.5
+    # Measured, in the order above: 94.8 94.8 93.6 94.0 95.8 95.6 95.4, against 91.4. The margin allows for other CPUs.
+    assert top1["trained"] > top1["random init"] + 1.0
     assert warnings_of(tmp_path / "run") == []
 
 

@@ -36,3 +36,12 @@ def test_warm_up_longer_than_the_run_is_refused():
 
 def test_constant():
     assert SCHEDULES.get("constant")(0.3)(Progress(5, 10, 2)) == 0.3
+
+
+def test_cosine_to_a_value_that_is_not_scaled():
+    """Weight decay of DINO: 0.04 -> 0.4, and a final rate that does not follow the batch."""
+    schedule = SCHEDULES.get("cosine")(0.04, final=0.4)
+    expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * np.arange(50) / 50))
+    np.testing.assert_allclose([schedule(Progress(step, 50, 10)) for step in range(50)], expected, rtol=1e-9)
+    with pytest.raises(UserError, match="not both"):
+        SCHEDULES.get("cosine")(0.1, final=0.01, final_ratio=0.1)

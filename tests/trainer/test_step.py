@@ -164,7 +164,7 @@ def test_normalisation_is_the_usual_one():
 class NotingTeacher(Teacher):
     """Notes what it is asked, and becomes the student after each update."""
 
-    def before_forward(self, progress):
+    def before_forward(self, student, progress):
         CALLS.append("teacher before_forward")
 
     def forward(self, views):

@@ -230,6 +230,9 @@ class _Check:
                 self.say(key, "must be longer than nothing", text)
             elif key == "TRAIN.length" and parse_duration(text).unit == "%":
                 self.say(key, "a percentage of what? Write epochs or steps, such as '10 epochs'", text)
+        given = self.composed.origin("TRAIN.clip")
+        if given and value_at(values, "TRAIN.clip") == "tensor" and self.composed.origin("TRAIN.clip_norm") is None:
+            self.say("TRAIN.clip", "has no effect without TRAIN.clip_norm; give the largest norm", "tensor")
         self.batch(train, value_at(values, "DISTRIBUTED.processes") or 1)
         if not isinstance(evaluate, dict) or self.bad & {"EVALUATE.resize", "EVALUATE.image_size"}:
             return

@@ -61,7 +61,7 @@ class BankLoss(Loss):
         super().__init__()
         self.context, self.num_prototypes, self.temperature = context, tuple(num_prototypes), temperature
         self.assign_views = check_views("assign_views", assign_views, context.num_views)
-        self._check()
+        self._refuse_too_many_prototypes()
         rows, heads = context.rows_per_rank, len(self.num_prototypes)
         self.bank: Tensor
         self.bank_index: Tensor
@@ -71,6 +71,8 @@ class BankLoss(Loss):
         self.register_buffer("bank", torch.zeros(len(self.assign_views), rows, context.embedding_dim))
         self.register_buffer("bank_index", torch.full((rows,), -1, dtype=torch.int64))
         self.register_buffer("table", torch.full((heads, context.dataset_size), IGNORED, dtype=torch.int64))
+        self.labelled_step: Tensor
+        self.register_buffer("labelled_step", torch.full((), -1, dtype=torch.int64))
         self.register_buffer("evenness", torch.zeros(()))
         self.register_buffer("agreement", torch.zeros(()))
         self._pending: list[tuple[Tensor, Tensor]] = []
@@ -116,6 +118,9 @@ class BankLoss(Loss):
     @torch.no_grad()
     def before_epoch(self, source: FeatureSource, progress: Progress) -> None:
         """Labels every image in the bank anew, after filling the bank if nothing was trained yet."""
+        if int(self.labelled_step) == progress.step:
+            return  # a run that was stopped here has the labels of this epoch already
+        self.labelled_step.fill_(progress.step)
         if progress.step == 0:
             self._fill(source)
         assert int(self.bank_index.min()) >= 0
@@ -206,7 +211,7 @@ class BankLoss(Loss):
         self.evenness.copy_(torch.stack(evenness).mean())
         self.agreement.copy_(torch.stack(agreement).mean())
 
-    def _check(self) -> None:
+    def _refuse_too_many_prototypes(self) -> None:
         context = self.context
         rows = context.rows_per_rank * context.world_size
         if max(self.num_prototypes) > rows:

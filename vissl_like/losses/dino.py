@@ -19,6 +19,9 @@ from vissl_like.registry import LOSSES
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.kinds import Count, Duration, Fraction, Index, NonNegative, Positive
 
+CENTER_MOMENTUM = 0.9
+"""The default of ``center_momentum``."""
+
 
 @LOSSES.register("dino")
 class DINOLoss(Loss):
@@ -113,6 +116,13 @@ class DINOLoss(Loss):
                 f"the warm-up of the teacher's temperature, {self.warmup}, is less than half an epoch and never felt: "
                 "lengthen LOSS.teacher_temperature_warmup, or set LOSS.temperature_changes to step."
             )
+        if self.start_temperature != self.teacher_temperature and not progress.steps_of(self.warmup):
+            remarks.append(
+                f"LOSS.teacher_temperature_start ({self.start_temperature:g}) has no effect without a warm-up: set "
+                "LOSS.teacher_temperature_warmup"
+            )
+        if self.targets != "centering" and self.center_momentum != CENTER_MOMENTUM:
+            remarks.append(f"LOSS.center_momentum has no effect with the targets {self.targets!r}")
         if self.targets == "none":
             remarks.append("targets are neither centred nor balanced: one output will take all images (an ablation)")
         return remarks

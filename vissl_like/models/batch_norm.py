@@ -1,4 +1,7 @@
-"""BatchNorm whose statistics span all processes: torch's on GPU, an all-reduce version of the same layout on CPU."""
+"""BatchNorm whose statistics span all processes: torch's on GPU, an all-reduce version of the same layout on CPU.
+
+A layer that does more than normalise keeps what follows: timm's BatchNormAct2d drops and activates in the same module.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vissl_like.distributed import comm
+from vissl_like.utils.errors import UserError
+
+_PARAMETERS = ("weight", "bias")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_AFTER_NORM = {"drop", "act"}
 
 
 class AllReduceBatchNorm(_BatchNorm):
@@ -21,14 +29,14 @@ class AllReduceBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions [n, C, ...], got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalised input of the same shape and dtype."""
+        """Normalised input of the same shape and dtype; statistics in float32, or in float64 where the input is."""
         if not (self.training and comm.active()):
             return super().forward(input)
         self._check_input_dim(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        rows = torch.tensor([float(x.numel() // x.shape[1])], device=x.device)
+        rows = x.new_tensor([float(x.numel() // x.shape[1])])
         joined = comm.all_reduce_with_gradient(torch.cat([x.sum(axes), rows]))
         count = joined[-1].detach()
         mean = joined[:-1] / count
@@ -36,30 +44,107 @@ class AllReduceBatchNorm(_BatchNorm):
         variance = comm.all_reduce_with_gradient(centred.square().sum(axes)) / count
         self._track(mean.detach(), variance.detach(), count)
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
         return out.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if not self.track_running_stats:
+            return
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+
+
+class _DropAndAct(nn.Module):
+    """Mixed in before a BatchNorm class: norm, then ``drop``, then ``act``, as timm's BatchNormAct2d does."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Input normalised, dropped and activated, of the same shape and dtype."""
+        return self.act(self.drop(super().forward(input)))
+
+
+class AllReduceBatchNormAct(_DropAndAct, AllReduceBatchNorm):
+    """AllReduceBatchNorm followed by the modules ``drop`` and ``act``, which the conversion sets."""
+
+
+class SyncBatchNormAct(_DropAndAct, nn.SyncBatchNorm):
+    """torch's SyncBatchNorm followed by the modules ``drop`` and ``act``, which the conversion sets."""
 
 
 def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
-    """Replaces every BatchNorm of ``module`` by one that spans all processes; parameters and buffers are kept."""
+    """Replaces every BatchNorm of ``module`` by one that spans all processes; layers that span them already stay.
+
+    Parameters, buffers, state-dict keys, training mode, and a layer's ``drop`` and ``act`` are kept: the very same
+    objects, so device, dtype and frozen parameters too. Hooks on a replaced layer are not.
+
+    Args:
+        module: changed in place; a BatchNorm itself is replaced by the result.
+        device_type: where it will run: ``cuda`` takes torch's SyncBatchNorm, all else AllReduceBatchNorm.
+
+    Raises:
+        UserError: a BatchNorm class computes something else than norm, or norm, drop and act. Nothing is changed then.
+    """
+    spanning = (AllReduceBatchNorm, nn.SyncBatchNorm) if device_type == "cuda" else (AllReduceBatchNorm,)
+    for name, child in module.named_modules():
+        if isinstance(child, _BatchNorm) and not isinstance(child, spanning):
+            _check_known(name, child)
+    return _convert(module, device_type, spanning, {})
+
+
+def _convert(
+    module: nn.Module, device_type: str, spanning: tuple[type[nn.Module], ...], done: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """``done`` maps each module to its result, so that a layer used in two places stays one layer."""
+    if module in done:
+        return done[module]
+    is_local = isinstance(module, _BatchNorm) and not isinstance(module, spanning)
+    done[module] = result = _replacement(module, device_type) if is_local else module  # type: ignore[arg-type]
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            setattr(result, name, _convert(child, device_type, spanning, done))
+    return result
+
+
+def _replacement(old: _BatchNorm, device_type: str) -> _BatchNorm:
+    """The layer that spans processes, with the old one's parameters and buffers; its children are yet to be set."""
+    kinds: tuple[type[_BatchNorm], type[_BatchNorm]] = (AllReduceBatchNorm, AllReduceBatchNormAct)
     if device_type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    if isinstance(module, _BatchNorm) and not isinstance(module, AllReduceBatchNorm):
-        replacement = AllReduceBatchNorm(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
-        replacement.load_state_dict(module.state_dict())
-        return replacement.train(module.training)
-    for name, child in module.named_children():
-        setattr(module, name, synchronise_batch_norm(child, device_type))
-    return module
+        kinds = (nn.SyncBatchNorm, SyncBatchNormAct)
+    # Without parameters and buffers of its own: the old ones are put in their places.
+    new = kinds[bool(old._modules)](old.num_features, old.eps, old.momentum, affine=False, track_running_stats=False)
+    new.affine, new.track_running_stats = old.affine, old.track_running_stats
+    for name in _PARAMETERS + _BUFFERS:
+        setattr(new, name, getattr(old, name))
+    new.training = old.training
+    return new
+
+
+def _check_known(name: str, norm: _BatchNorm) -> None:
+    """Refuses a layer of which the conversion would lose something."""
+    children = set(norm._modules)
+    # bound on the object itself, not on its class, when somebody replaced the method of one layer
+    forward = getattr(norm.forward, "__func__", None)
+    is_plain = not children and forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    is_followed = children == _AFTER_NORM and None not in norm._modules.values() and forward is type(norm).forward
+    has_more = set(norm._parameters) - set(_PARAMETERS) or set(norm._buffers) - set(_BUFFERS)
+    if (is_plain or is_followed) and not has_more:
+        return
+    kind = type(norm)
+    raise UserError(
+        f"MODEL.SYNC_BATCH_NORM: the layer {name or 'itself'} is a {kind.__module__}.{kind.__qualname__}, a BatchNorm "
+        "with a computation of its own, which would be lost when its statistics span the processes. Allowed are torch's "
+        "BatchNorm1d, BatchNorm2d and BatchNorm3d, subclasses that keep their forward and state, and subclasses laid "
+        "out as timm's BatchNormAct2d: the norm, then a child module drop, then a child module act, and no more state. "
+        "Set MODEL.SYNC_BATCH_NORM to false, train in one process, or build the network with one of the allowed classes."
+    )

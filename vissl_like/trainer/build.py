@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vissl_like.config import Plan, make_plan
+from vissl_like.config.schema import defaults
 from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.data.loader import TrainLoader, auto_workers
 from vissl_like.data.normalise import Normalise
@@ -44,7 +45,10 @@ MAY_CHANGE_ON_RESUME = (
     "OUTPUT_DIR",
     "ENGINE*",
     "HOOKS*",
-    "CHECKPOINT*",
+    "CHECKPOINT.every",
+    "CHECKPOINT.keep*",
+    "CHECKPOINT.resume",
+    "CHECKPOINT.best_metric",
     "EVALUAT*",
     "REPORT*",
     "DISTRIBUTED*",
@@ -173,11 +177,15 @@ def active_hooks(settings: Any) -> dict[str, dict[str, Any]]:
 
 
 def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lines ``key: saved -> now`` for settings that change what a run computes."""
-    before, after = dict(_flat(saved)), dict(_flat(now))
+    """Lines ``key: saved -> now`` for settings that change what a run computes.
+
+    A setting that did not exist when the run was saved had the value that is its default now.
+    """
+    before, after, default = dict(_flat(saved)), dict(_flat(now)), dict(_flat(defaults()))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not any(fnmatch.fnmatch(key, p) for p in MAY_CHANGE_ON_RESUME):
+        old = before.get(key, default.get(key))
+        if old != after.get(key) and not any(fnmatch.fnmatch(key, p) for p in MAY_CHANGE_ON_RESUME):
             lines.append(f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}")
     return lines
 

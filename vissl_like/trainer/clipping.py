@@ -29,6 +29,8 @@ class Clipping:
     def __call__(self, parameters: Iterable[Parameter], norm: Tensor) -> None:
         """Clips; ``norm`` is that of the whole gradient. No value is brought to the host."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = torch._foreach_norm(gradients) if self.each_tensor else [norm] * len(gradients)
-        factors = [(self.largest / (value + EPS)).clamp(max=1.0) for value in norms]
-        torch._foreach_mul_(gradients, factors)
+        if not gradients:
+            return
+        norms = torch.stack(torch._foreach_norm(gradients)) if self.each_tensor else norm
+        factors = (self.largest / (norms + EPS)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()) if self.each_tensor else factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,6 +80,24 @@ def _has_local_norm(model: SSLModel) -> bool:
     """Whether some BatchNorm takes statistics of this process's images only."""
     spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
+
+
+def resume_teacher(teacher: Teacher, student: SSLModel, state: dict[str, Any], say: Callable[[str, str], None]) -> None:
+    """Puts the saved state into the teacher; where none was saved (said), the teacher starts from the student.
+
+    Raises:
+        UserError: what was saved is of another kind of teacher.
+    """
+    if not state:
+        teacher.start_from(student)
+        say("the checkpoint has no teacher: it starts as a copy of the student", "warning")
+        return
+    if state.keys() != teacher.state_dict().keys():
+        raise UserError(
+            "the checkpoint's teacher is of another kind than MODEL.TEACHER: name the one that the run was begun with, "
+            "or begin a new run"
+        )
+    teacher.load_state_dict(state)
 
 
 def backbone_of(settings: Any, model: SSLModel, teacher: Teacher | None) -> SSLModel:

@@ -18,6 +18,7 @@ from vissl_like.hooks.base import Event
 from vissl_like.records import Batch, Progress
 from vissl_like.trainer.between_epochs import EpochFeatures
 from vissl_like.trainer.checkpoint import Checkpoint, load_states, wall_clock
+from vissl_like.trainer.network import resume_teacher
 from vissl_like.trainer.parts import Parts
 from vissl_like.trainer.rng import restore_rng_state, rng_state
 from vissl_like.trainer.step import StepReport
@@ -154,7 +155,7 @@ class Run(ClassyTask):
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
         if self.parts.teacher is not None:
-            self.parts.teacher.load_state_dict(common["teacher"])
+            resume_teacher(self.parts.teacher, self.model, common.get("teacher") or {}, say=self.say)
         self.optimizer.load_state_dict(common["optimizer"])
         for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(options)  # the settings of this run, not those of the saved one
@@ -168,9 +169,8 @@ class Run(ClassyTask):
         restore_rng_state(per_rank["rng"])
 
     def on_start(self) -> None:
-        """Starts the loader at the current step and tells the hooks."""
+        """Makes the loader for the rest of the run (its workers start with the first step) and tells the hooks."""
         self._loader = self.parts.make_loader(self.progress.step)
-        self._batches = iter(self._loader)
         self.model.train()
         self._tell("on_start")
         for image in self.dataset.skipped:
@@ -188,11 +188,14 @@ class Run(ClassyTask):
         self._agree_on_stop()
         if self.done_training() or self.progress.step // self.progress.steps_per_epoch > self._phase:
             raise StopIteration
-        assert self._batches is not None
+        if self._batches is None:
+            self._batches = iter(self._loader)
         started = time.perf_counter()
         micro_batches = [next(self._batches) for _ in range(self.plan.accumulation)]
         waited = time.perf_counter() - started
         self.last_batch = micro_batches[-1]
+        if self.last is not None:
+            self.last.output = None  # hooks have looked at it: its memory is needed now
         report = self.parts.step(micro_batches, self.progress)
         report.data_wait, report.step_time = waited, time.perf_counter() - started
         self.last = report

@@ -88,12 +88,11 @@ class TrainStep:
 
     def __call__(self, micro_batches: list[Batch], progress: Progress) -> StepReport:
         """One update from equally large micro-batches; leaves the weights alone if anything is not finite."""
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            kept.copy_(buffer)
+        _copy(self._kept, self._buffers)
         lr = self._schedule(progress)
         self.model.head.before_forward(progress)
         if self.teacher is not None:
-            self.teacher.before_forward(progress)
+            self.teacher.before_forward(self.model, progress)
         sums: dict[str, Tensor] = {}
         output: ModelOutput | None = None
         for number, batch in enumerate(micro_batches):
@@ -146,8 +145,7 @@ class TrainStep:
                 self.teacher.after_update(self.model, progress)
         else:
             self.loss.forget_pending()
-            for kept, buffer in zip(self._kept, self._buffers, strict=True):
-                buffer.copy_(kept)
+            _copy(self._buffers, self._kept)
         non_finite = [] if finite else self._non_finite_names(sums)
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -172,6 +170,13 @@ class TrainStep:
             if p.grad is not None and not torch.isfinite(p.grad).all()
         ]
         return parts + weights[:10] + gradients[:10]
+
+
+@torch.no_grad()
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """One launch for all tensors of a kind."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def _detached(output: ModelOutput | None) -> ModelOutput | None:

@@ -28,9 +28,20 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = teaching_copy(student)
 
-    def before_forward(self, progress: Progress) -> None:
-        """Called once per optimizer step, before its first forward (normalises the teacher's prototypes)."""
+    def before_forward(self, student: SSLModel, progress: Progress) -> None:
+        """Called once per optimizer step, before its first forward (normalises the teacher's prototypes).
+
+        Args:
+            student: with the weights that the step starts from, its prototypes already normalised.
+            progress: of the step.
+        """
         self.network.head.before_forward(progress)
+
+    def start_from(self, student: SSLModel) -> None:
+        """Begins anew as a copy of the student: where a run goes on that had no teacher."""
+        for network in self.children():
+            copy_weights(network, student)
+            copy_buffers(network, student)
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> ModelOutput:
@@ -38,13 +49,12 @@ class Teacher(nn.Module):
         return self.network(views)
 
     def after_update(self, student: SSLModel, progress: Progress) -> None:
-        """Follows the student; called after the optimizer, not if the update was skipped.
+        """May follow the student here; called after the optimizer, not if the update was skipped.
 
         Args:
             student: with the weights that the update gave it.
             progress: of the step just taken; ``progress.step`` does not count it yet.
         """
-        raise NotImplementedError
 
 
 def teaching_copy(student: SSLModel) -> SSLModel:

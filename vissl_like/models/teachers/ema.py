@@ -7,7 +7,8 @@ import math
 import torch
 
 from vissl_like.models.ssl_model import SSLModel
-from vissl_like.models.teachers.base import Teacher, copy_buffers, matched
+from vissl_like.models.teachers.base import Teacher, matched
+from vissl_like.models.teachers.base import copy_buffers as take_over_buffers
 from vissl_like.records import Progress
 from vissl_like.registry import TEACHERS
 from vissl_like.utils.kinds import Fraction
@@ -47,4 +48,4 @@ class EMATeacher(Teacher):
         """Moves the weights towards those that the student has now."""
         torch._foreach_lerp_(*matched(self.network, student), 1 - self.momentum_at(progress))
         if self.copy_buffers:
-            copy_buffers(self.network, student)
+            take_over_buffers(self.network, student)

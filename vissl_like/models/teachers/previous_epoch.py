@@ -15,7 +15,8 @@ class PreviousEpochTeacher(Teacher):
     DINO, arXiv:2104.14294, section 5.2: works surprisingly well (figure 6), where copies of a newer student collapse.
     """
 
-    def after_update(self, student: SSLModel, progress: Progress) -> None:
-        """After the last step of an epoch, takes over the student's weights."""
-        if (progress.step + 1) % progress.steps_per_epoch == 0:
+    def before_forward(self, student: SSLModel, progress: Progress) -> None:
+        """Before the first step of an epoch, takes over the student's weights (even if the last update was skipped)."""
+        if progress.step % progress.steps_per_epoch == 0:
             copy_weights(self.network, student)
+        super().before_forward(student, progress)
