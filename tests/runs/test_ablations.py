@@ -13,7 +13,7 @@ DATA:
   TRAIN: {name: synthetic, count: 16, size: 32}
   WORKERS: 0
 MODEL:
-  TRUNK: {name: resnet, depth: 10, width: 0.125, stem: small}
+  TRUNK: {name: vit, size: tiny, patch_size: 8, image_size: 16, depth: 1, drop_path: 0.1}
 OPTIMIZER: {name: adamw, base_lr: 1.0e-3, base_batch: null}
 SCHEDULES: {lr: {name: constant}}
 TRAIN: {length: 2 epochs, global_batch: 8, precision: fp32}

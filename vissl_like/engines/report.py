@@ -226,6 +226,8 @@ def _subtitle(settings: Any, weights: Weights | None) -> str:
     arch = record.get("arch") or (settings.MODEL.TRUNK.name if settings.MODEL.TRUNK is not None else "")
     options = ", ".join(f"{key} {value}" for key, value in (record.get("arch_options") or {}).items())
     network = f"{arch} ({options})" if options else str(arch)
+    if str(record.get("source", "")).startswith("teacher"):
+        network = f"the teacher's {network}"
     return ", ".join(part for part in (str(method), network) if part) or "unknown method and network"
 
 

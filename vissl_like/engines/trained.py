@@ -109,6 +109,8 @@ def build_trained(settings: Any, weights: Weights, dataset: ImageDataset) -> tup
                 f"the probe images are normalised with {name} {_short(own)}, training used {_short(record[name])}: set "
                 f"DATA.PROBE_TRAIN.{name} (and PROBE_TEST's) to that"
             )
+    if str(record.get("source", "")).startswith("teacher"):
+        notices.append("the weights are those of the run's teacher (CHECKPOINT.backbone)")
     section = trunk_section(settings, record)
     if settings.MODEL.TRUNK is not None and plain_values(settings.MODEL.TRUNK) != section:
         notices.append(f"the network is the one that was trained, {section}, not MODEL.TRUNK")

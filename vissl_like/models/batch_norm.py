@@ -111,18 +111,19 @@ def _convert(
     is_local = isinstance(module, _BatchNorm) and not isinstance(module, spanning)
     done[module] = result = _replacement(module, device_type) if is_local else module  # type: ignore[arg-type]
     for name, child in list(module._modules.items()):
-        if child is not None:
-            setattr(result, name, _convert(child, device_type, spanning, done))
+        converted = child if child is None else _convert(child, device_type, spanning, done)
+        if result._modules.get(name) is not converted:
+            setattr(result, name, converted)
     return result
 
 
 def _replacement(old: _BatchNorm, device_type: str) -> _BatchNorm:
     """The layer that spans processes, with the old one's parameters and buffers; its children are yet to be set."""
-    kinds: tuple[type[_BatchNorm], type[_BatchNorm]] = (AllReduceBatchNorm, AllReduceBatchNormAct)
+    kind: type[_BatchNorm] = AllReduceBatchNormAct if old._modules else AllReduceBatchNorm
     if device_type == "cuda":
-        kinds = (nn.SyncBatchNorm, SyncBatchNormAct)
-    # Without parameters and buffers of its own: the old ones are put in their places.
-    new = kinds[bool(old._modules)](old.num_features, old.eps, old.momentum, affine=False, track_running_stats=False)
+        kind = SyncBatchNormAct if old._modules else nn.SyncBatchNorm
+    # Made without parameters and buffers: the old ones are put in their places.
+    new = kind(old.num_features, old.eps, old.momentum, affine=False, track_running_stats=False)
     new.affine, new.track_running_stats = old.affine, old.track_running_stats
     for name in _PARAMETERS + _BUFFERS:
         setattr(new, name, getattr(old, name))
@@ -132,19 +133,21 @@ def _replacement(old: _BatchNorm, device_type: str) -> _BatchNorm:
 
 def _check_known(name: str, norm: _BatchNorm) -> None:
     """Refuses a layer of which the conversion would lose something."""
-    children = set(norm._modules)
-    # bound on the object itself, not on its class, when somebody replaced the method of one layer
+    children = {key for key, child in norm._modules.items() if child is not None}
+    # Asked of the object, not of its class: somebody may have replaced the method of this one layer.
     forward = getattr(norm.forward, "__func__", None)
-    is_plain = not children and forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-    is_followed = children == _AFTER_NORM and None not in norm._modules.values() and forward is type(norm).forward
+    is_torch = forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    is_plain = is_torch and not norm._modules
+    is_followed = not is_torch and children == set(norm._modules) == _AFTER_NORM and forward is type(norm).forward
     has_more = set(norm._parameters) - set(_PARAMETERS) or set(norm._buffers) - set(_BUFFERS)
     if (is_plain or is_followed) and not has_more:
         return
     kind = type(norm)
     raise UserError(
-        f"MODEL.SYNC_BATCH_NORM: the layer {name or 'itself'} is a {kind.__module__}.{kind.__qualname__}, a BatchNorm "
-        "with a computation of its own, which would be lost when its statistics span the processes. Allowed are torch's "
-        "BatchNorm1d, BatchNorm2d and BatchNorm3d, subclasses that keep their forward and state, and subclasses laid "
-        "out as timm's BatchNormAct2d: the norm, then a child module drop, then a child module act, and no more state. "
-        "Set MODEL.SYNC_BATCH_NORM to false, train in one process, or build the network with one of the allowed classes."
+        f"MODEL.SYNC_BATCH_NORM: the layer '{name}' is a {kind.__module__}.{kind.__qualname__}, a BatchNorm with a "
+        "computation or state of its own, which would be lost when its statistics span the processes. Allowed are "
+        "torch's BatchNorm1d, BatchNorm2d and BatchNorm3d, subclasses that keep their forward and state, and "
+        "subclasses laid out as timm's BatchNormAct2d: the norm, then a child module drop, then a child module act, no "
+        "more state. Build the network with one of these, train in one process, or (without a teacher) set "
+        "MODEL.SYNC_BATCH_NORM to false."
     )

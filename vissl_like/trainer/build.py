@@ -129,7 +129,7 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         device=device,
         plugins=list(loaded.plugins),
         record=_backbone_record(settings, dataset, model, transform, backbone),
-        banner=_banner(settings, plan, dataset, loss, weights_text, device),
+        banner=_banner(settings, plan, dataset, loss, weights_text, device, taught=backbone is not model),
         settings_record=OmegaConf.to_container(settings, resolve=True),  # type: ignore[arg-type]
         policy=NonFinitePolicy(settings.TRAIN.non_finite, settings.TRAIN.max_skipped_updates),
         signals=signals,
@@ -243,7 +243,7 @@ def _backbone_record(
 
 
 def _banner(
-    settings: Any, plan: Plan, dataset: ImageDataset, loss: Loss, weights: str, device: torch.device
+    settings: Any, plan: Plan, dataset: ImageDataset, loss: Loss, weights: str, device: torch.device, taught: bool
 ) -> list[tuple[str, str]]:
     if not comm.is_main():
         return []
@@ -259,6 +259,7 @@ def _banner(
         ),
         *[(given, f"{rule} -> {derived}") for given, rule, derived in plan.rows],
         ("Weights", weights),
+        ("Measured, kept", "the teacher's trunk" if taught else "the trained trunk"),
         ("Trivial loss", f"{trivial:.4f} (a loss that stays here means collapse)" if trivial is not None else "none"),
     ]
     if plan.accumulation > 1 and loss.accumulation_note:
