@@ -71,10 +71,10 @@ class Wrong(Numbered):
 def _message_of_a_death(rank, world_size):
     try:
         list(loader(Dying(), workers=1))
-    except UserError as error:
-        return str(error)
-    except RuntimeError as error:  # raised amid other work: the engine explains it the same way
-        return str(explain_worker_death(error))
+    except Exception as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise it again out of any line that follows
+        # Raised amid other work it is no UserError yet: the engine explains it the same way.
+        return str(error if isinstance(error, UserError) else explain_worker_death(error))
     return "nothing was raised"
 
 
@@ -211,6 +211,21 @@ class TestProcesses:
         """In a process of its own: torch raises the death out of whatever line runs, this test's or pytest's own."""
         assert re.search(r"worker died.*\n.*memory ran out", run_in_processes(_message_of_a_death, 1)[0])
         assert explain_worker_death(RuntimeError("some other trouble")) is None
+
+    def test_a_connection_broken_by_a_dead_worker_is_explained(self):
+        """What is seen when the worker dies while it hands over a batch."""
+
+        class Worker:
+            def __init__(self, exitcode):
+                self.exitcode = exitcode
+
+            def join(self, timeout):
+                pass
+
+        broken = ConnectionResetError(104, "Connection reset by peer")
+        assert "worker died" in str(explain_worker_death(broken, [Worker(None), Worker(-9)]))
+        assert explain_worker_death(broken, [Worker(None), Worker(0)]) is None
+        assert explain_worker_death(ZeroDivisionError(), [Worker(-9)]) is None
 
     def test_a_mistake_in_a_dataset_is_not_dressed_up(self):
         for workers in (0, 1):

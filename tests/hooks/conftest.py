@@ -84,6 +84,10 @@ class FakeRun:
         self.saved: list[tuple[int, str]] = []
         self.states: dict[int, list[dict[str, Any]]] = {}
 
+    @property
+    def trunk(self):
+        return self.model.trunk
+
     def banner(self):
         return [("Data", "320 images, none, 0 skipped at scan"), ("Trivial loss", "4.0943")]
 

@@ -216,6 +216,11 @@ def test_views_that_are_not_there_are_refused(views):
 
 def test_advice():
     assert make().advice() == []
+    assert make(teacher_temperature=0.02).advice() == []
+    assert "start (0.03) has no effect" in make(teacher_temperature_start=0.03).advice()[0]
+    assert (
+        "center_momentum has no effect" in make(targets="sinkhorn", center_momentum=0.5, per_rank_batch=64).advice()[0]
+    )
     assert "(0.1) is not below the student's (0.1)" in make(teacher_temperature=0.1).advice()[0]
     assert make(targets="sinkhorn", teacher_temperature=0.1).advice() == []
     few = make(num_prototypes=(500,), per_rank_batch=16, targets="sinkhorn").advice()

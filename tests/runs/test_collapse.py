@@ -14,10 +14,7 @@ def test_a_teacher_temperature_that_is_too_high_is_caught(tmp_path):
     """Healthy runs of every method, this one with a temperature of 0.02 included, are silent (test_learning)."""
     digits(tmp_path)
     (tmp_path / "digits.yaml").write_text(RECIPE)
-    hot = [
-        option.replace("temperature: 0.02", "temperature: 0.3").replace("start: 0.02", "start: 0.3")
-        for option in METHODS["dino"]
-    ]
+    hot = [option.replace("temperature: 0.02", "temperature: 0.3") for option in METHODS["dino"]]
     arguments = [
         f"config={tmp_path / 'digits.yaml'}",
         f"config.OUTPUT_DIR={tmp_path / 'run'}",

@@ -40,7 +40,7 @@ METHODS = {
     "dino": [
         EMA,
         f"config.MODEL.HEAD={DINO_HEAD}",
-        "config.LOSS={name: dino, teacher_temperature: 0.02, teacher_temperature_start: 0.02}",
+        "config.LOSS={name: dino, teacher_temperature: 0.02}",
     ],
     "deepcluster_v2": [MLP, "config.LOSS={name: deepcluster_v2, heads: 2, num_prototypes: 30}"],
     "sela_v2": ["config.MODEL.HEAD.num_prototypes=[30, 30]", "config.LOSS={name: sela_v2}"],

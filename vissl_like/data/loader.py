@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -173,12 +174,18 @@ def skip_limit(max_skipped: str | int, dataset_size: int) -> int:
     raise UserError(f"DATA.MAX_SKIPPED is {max_skipped!r}; it must be a number of images, or a share such as '1%'")
 
 
-def explain_worker_death(error: RuntimeError) -> UserError | None:
-    """What to tell the user if an error says that a worker has died, else None.
+def explain_worker_death(error: Exception, workers: Iterable[Any] = ()) -> UserError | None:
+    """What to tell the user if an error comes of a worker's death, else None.
 
-    torch raises such an error in the main process at whatever point the death is noticed, also amid a training step.
+    torch raises an error that says so in the main process at whatever point the death is noticed, also amid a training
+    step. A worker that dies while it hands over a batch leaves a broken connection instead.
+
+    Args:
+        error: what was raised.
+        workers: processes that may have died, where they are known.
     """
-    if "DataLoader worker" not in str(error):
+    broken = isinstance(error, (OSError, EOFError)) and _any_died(workers)
+    if not broken and "DataLoader worker" not in str(error):
         return None
     return UserError(
         f"a data-loading worker died: {error}\n"
@@ -208,12 +215,22 @@ def _packed_batches(
             packed = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            explained = explain_worker_death(error)
+        except (RuntimeError, OSError, EOFError) as error:
+            explained = explain_worker_death(error, getattr(batches, "_workers", ()))
             if explained is None:
                 raise
             raise explained from error
         yield packed
+
+
+def _any_died(workers: Iterable[Any]) -> bool:
+    """Whether a process has ended otherwise than in order; those that are just ending are given a second in all."""
+    deadline = time.monotonic() + 1
+    for worker in workers:
+        worker.join(timeout=max(0.0, deadline - time.monotonic()))
+        if worker.exitcode not in (None, 0):
+            return True
+    return False
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()

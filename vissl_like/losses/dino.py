@@ -19,8 +19,8 @@ from vissl_like.registry import LOSSES
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.kinds import Count, Duration, Fraction, Index, NonNegative, Positive
 
-CENTER_MOMENTUM = 0.9
-"""The default of ``center_momentum``."""
+CENTER_MOMENTUM, START_TEMPERATURE = 0.9, 0.04
+"""Defaults of ``center_momentum`` and of ``teacher_temperature_start``."""
 
 
 @LOSSES.register("dino")
@@ -35,7 +35,7 @@ class DINOLoss(Loss):
     Options:
         student_temperature: T_s (0.1 in the paper)
         teacher_temperature: T_t after its warm-up; lower it when the loss stays at ln K; 0 takes the highest score
-        teacher_temperature_start: T_t at the start of the warm-up
+        teacher_temperature_start: T_t at the start of the warm-up; null: 0.04
         teacher_temperature_warmup: length of the straight rise from the one to the other
         temperature_changes: T_t changes with each "epoch" (official code) or each "step"
         targets: "centering", "sinkhorn", "batch_softmax" (both at temperature T_t), or "none" (sharpening only)
@@ -55,7 +55,7 @@ class DINOLoss(Loss):
         *,
         student_temperature: Positive = 0.1,
         teacher_temperature: NonNegative = 0.04,
-        teacher_temperature_start: NonNegative = 0.04,
+        teacher_temperature_start: NonNegative | None = None,
         teacher_temperature_warmup: Duration = "0 epochs",
         temperature_changes: Literal["epoch", "step"] = "epoch",
         targets: Literal["centering", "sinkhorn", "batch_softmax", "none"] = "centering",
@@ -64,11 +64,13 @@ class DINOLoss(Loss):
         teacher_views: list[Index] | None = None,
     ):
         super().__init__()
-        if targets in ("sinkhorn", "batch_softmax") and 0 in (teacher_temperature, teacher_temperature_start):
+        start = START_TEMPERATURE if teacher_temperature_start is None else teacher_temperature_start
+        if targets in ("sinkhorn", "batch_softmax") and 0 in (teacher_temperature, start):
             raise UserError(f"LOSS.targets = {targets} divides by the teacher's temperature, which is 0: use e.g. 0.04")
         self.context = context
         self.student_temperature = student_temperature
-        self.teacher_temperature, self.start_temperature = teacher_temperature, teacher_temperature_start
+        self.teacher_temperature, self.start_temperature = teacher_temperature, start
+        self._start_given = teacher_temperature_start not in (None, teacher_temperature)
         self.warmup, self.temperature_changes = teacher_temperature_warmup, temperature_changes
         self.targets, self.center_momentum = targets, center_momentum
         self.iterations = 1 if targets == "batch_softmax" else sinkhorn_iterations
@@ -116,7 +118,7 @@ class DINOLoss(Loss):
                 f"the warm-up of the teacher's temperature, {self.warmup}, is less than half an epoch and never felt: "
                 "lengthen LOSS.teacher_temperature_warmup, or set LOSS.temperature_changes to step."
             )
-        if self.start_temperature != self.teacher_temperature and not progress.steps_of(self.warmup):
+        if self._start_given and not progress.steps_of(self.warmup):
             remarks.append(
                 f"LOSS.teacher_temperature_start ({self.start_temperature:g}) has no effect without a warm-up: set "
                 "LOSS.teacher_temperature_warmup"
