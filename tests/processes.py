@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import tempfile
 from collections.abc import Callable
@@ -28,5 +29,7 @@ def _enter(rank: int, function: Callable[..., Any], world_size: int, port: int, 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     try:
         torch.save(function(rank, world_size, *arguments), Path(folder) / f"{rank}.pt")
+        gc.collect()  # data-parallel wrappers lie in reference cycles and must not outlive the group
+        dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import gc
 import os
 import signal
 import socket
@@ -124,6 +125,8 @@ def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> i
         return 1
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # The data-parallel wrapper lies in reference cycles; it must not outlive the group whose threads it uses.
+            gc.collect()
             torch.distributed.destroy_process_group()
 
 
