@@ -14,3 +14,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 def _own_cache(tmp_path_factory, monkeypatch):
     """Index caches of tests never land in the user's cache folder."""
     monkeypatch.setenv("VISSL_LIKE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_threads():
+    """A test that launches a run in this process leaves the number of torch threads as it was: sums depend on it."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        wanted = before or int(os.environ.get("OMP_NUM_THREADS", 0)) or torch.get_num_threads()
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
