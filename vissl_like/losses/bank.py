@@ -120,7 +120,6 @@ class BankLoss(Loss):
         """Labels every image in the bank anew, after filling the bank if nothing was trained yet."""
         if int(self.labelled_step) == progress.step:
             return  # a run that was stopped here has the labels of this epoch already
-        self.labelled_step.fill_(progress.step)
         if progress.step == 0:
             self._fill(source)
         assert int(self.bank_index.min()) >= 0
@@ -134,6 +133,7 @@ class BankLoss(Loss):
         table = torch.full_like(self.table, IGNORED).scatter_reduce(1, index, everyone, "amax")
         self._describe(table)
         self.table.copy_(table)
+        self.labelled_step.fill_(progress.step)
 
     def forward(self, output: ModelOutput, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Mean over heads of the cross-entropy of all views, averaged over the labelled images of all processes.

@@ -16,7 +16,7 @@ from vissl_like.utils.kinds import Count, Duration, Index
 
 @HEADS.register("swav")
 class SwAVHead(Head):
-    """Projection to the unit sphere and cosine scores against prototypes (SwAV, DeepCluster-v2, SeLa-v2, SEER).
+    """Projection to the unit sphere and cosine scores against prototypes (SwAV, SeLa-v2, SEER).
 
     Keys are the official ones: ``projection_head.{0,1,3}`` and ``prototypes.weight``; with a list of prototype counts
     ``prototypes.prototypes0.weight``, ``prototypes.prototypes1.weight``, ... Every hidden layer takes three places
@@ -26,7 +26,7 @@ class SwAVHead(Head):
         hidden_dim: width of the hidden layer; 0 = one linear layer; a list = several hidden layers (SEER: [8192, 8192])
         output_dim: D, width of the embedding
         num_prototypes: K; about 10 times the number of kinds of image expected, fewer than batch + queue. A list =
-            several sets of prototypes side by side (DeepCluster-v2: [3000, 3000, 3000])
+            several sets of prototypes side by side (SeLa-v2: [3000, 3000, 3000])
         batch_norm: BatchNorm after each hidden layer (off for SEER and RN50-w5)
         freeze_prototypes: how long prototypes stay at their random start, at least "1 epochs" in all official recipes
     """
