@@ -26,7 +26,7 @@ def photos(folder, per_class=12, classes=("dark", "light"), seed=0, size=20):
 def checkpoint(output_dir, step=7, seed=0, **record):
     """A checkpoint of an untrained small network."""
     torch.manual_seed(seed)
-    trunk = ResNet(1, depth=10, width=0.125, stem="small")
+    trunk = ResNet(record.get("channels", 1), depth=10, width=0.125, stem="small")
     store = CheckpointStore(output_dir / "checkpoints", 5, None, None, say=lambda text, level: None)
     facts = {**RECORD, "step": step, "mean": [0.5], "std": [0.25], "method": "swav", **record}
     (output_dir / "checkpoints").mkdir(parents=True, exist_ok=True)

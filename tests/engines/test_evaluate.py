@@ -128,7 +128,12 @@ def test_skipped_images_are_counted(place):
 def test_other_normalisation_than_in_training_is_said(place, capsys):
     checkpoint(place / "run", step=8, mean=[0.3])
     evaluate(place, "config.EVALUATE.floors=false")
-    assert "normalised with mean (0.5), training used (0.3)" in capsys.readouterr().out
+    assert "as in its training" not in capsys.readouterr().out  # nobody asked for anything else
+    before = sorted((place / "run/features").iterdir())
+    evaluate(place, "config.EVALUATE.floors=false", "config.DATA.PROBE_TRAIN.mean=[0.5]")
+    said = "brought to the network as in its training: mean (0.3), not the (0.5) of DATA.PROBE_TRAIN"
+    assert said in capsys.readouterr().out
+    assert before == sorted((place / "run/features").iterdir())  # the same images, looked at in the same way
 
 
 @pytest.mark.parametrize("role", ["probe_train", "probe_test"])
@@ -152,8 +157,11 @@ def test_nothing_trained_yet(place):
         evaluate(place, "config.EVALUATE.weights=/nowhere/backbone.safetensors")
 
 
-def test_colour_images_for_a_grey_network(place):
-    checkpoint(place / "run", step=8, channels=3)
-    with pytest.raises(UserError, match=r"config.DATA.PROBE_TRAIN.channels=3"):
-        evaluate(place)
+def test_images_come_in_as_many_channels_as_the_network_takes(place, capsys):
     assert RECORD["channels"] == 1
+    checkpoint(place / "run", step=8, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
+    evaluate(place)
+    assert "channels (3), not the (1) of DATA.PROBE_TRAIN" in capsys.readouterr().out
+    checkpoint(place / "run", step=9, channels=3, mean=None, std=None)  # a record that says no more
+    evaluate(place, "config.DATA.PROBE_TRAIN.mean=[0.5]", "config.EVALUATE.floors=false")
+    assert "mean (0.485, 0.456, 0.406), not the (0.5)" in capsys.readouterr().out

@@ -3,7 +3,8 @@ import pytest
 import torch
 from tiny_data import ArrayDataset, random_images
 
-from vissl_like.evaluation.base import EvaluationResult, Features, stratified_split
+from vissl_like.evaluation.base import EvaluationResult, Features, majority_result, stratified_split
+from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.knn import KnnEvaluation
 from vissl_like.evaluation.record import make_record, summary, write_results
 from vissl_like.evaluation.scoring import (
@@ -13,10 +14,9 @@ from vissl_like.evaluation.scoring import (
     count_classes,
     format_table,
     score,
-    score_majority,
     train_and_test,
 )
-from vissl_like.evaluation.subjects import Protocol, network_subject, pixel_subject
+from vissl_like.evaluation.subjects import Look, Protocol, Source, Subject
 from vissl_like.utils.errors import UserError
 
 PROTOCOL = Protocol(image_size=8)
@@ -29,8 +29,11 @@ def features(rows, labels):
 def scored(name, predictions, labels, indices=None):
     predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
     indices = torch.arange(len(labels)) if indices is None else torch.as_tensor(indices)
-    top1 = 100 * float((predictions == labels).double().mean())
-    return Scored(name, EvaluationResult("knn", {"top1": top1}, predictions, {"k": [20]}), labels, indices)
+    items = 100 * (predictions == labels).double()
+    result = EvaluationResult("knn", {"top1": float(items.mean())}, predictions, {"k": [20]}, labels=labels)
+    result.items, result.item_ids = items.numpy(), indices.numpy()
+    result.train_images = result.test_images = len(labels)
+    return Scored(name, result)
 
 
 def test_split_holds_out_every_class_in_proportion():
@@ -77,22 +80,47 @@ def test_number_of_classes():
 
 
 def test_majority():
-    row = score_majority(features(torch.rand(5, 2), [1, 1, 0, 2, 1]), features(torch.rand(4, 2), [1, 0, 1, 2]), 3)
-    assert row.result.metrics == {"top1": 50.0, "mean_per_class": pytest.approx(100 / 3)}
-    assert row.result.predictions.tolist() == [1, 1, 1, 1]
+    found = majority_result(torch.tensor([1, 1, 0, 2, 1]), torch.tensor([1, 0, 1, 2]), 3)
+    assert found.metrics == {"top1": 50.0, "mean_per_class": pytest.approx(100 / 3)}
+    assert found.predictions.tolist() == [1, 1, 1, 1]
 
 
 def test_only_pixels_are_centred():
     # With the mean (10, 10) taken off, the query is nearest to class 1; without, the cosines barely differ.
-    train = features([[11.0, 10.0], [9.0, 10.0]], [0, 1])
-    test = features([[9.5, 9.9]], [1])
-    evaluation = KnnEvaluation(k=[1])
-    network = network_subject("net", "", torch.nn.Flatten(), PROTOCOL)
-    assert score(pixel_subject(PROTOCOL), evaluation, train, test, 2).result.metrics["top1"] == 100.0
-    raw = score(network, evaluation, train, test, 2)
+    rows = {3: [[11.0, 10.0], [9.0, 10.0]], 1: [[9.5, 9.9]]}
+    given = {"train": features(rows[3], [0, 1]), "test": features(rows[1], [1])}
+    images = {
+        "train": Source(ArrayDataset(random_images(2), labels=[0, 1])),
+        "test": Source(ArrayDataset(random_images(1), labels=[1])),
+    }
+    found = {}
+    for name, network in (("raw pixels", None), ("net", torch.nn.Flatten)):
+        subject = Subject(name, name, lambda dataset, *_: given["train" if len(dataset) == 2 else "test"], network)
+        bench = Bench(subject, PROTOCOL, Look(1, (0.5,), (0.5,)), Probe(images["train"], images["test"], 2))
+        found[name] = score(bench, KnnEvaluation(k=[1])).result
+    assert found["raw pixels"].metrics["top1"] == 100.0
     cosines = [np.dot([9.5, 9.9], row) / np.linalg.norm(row) for row in ([11, 10], [9, 10])]
-    assert raw.result.predictions.tolist() == [int(np.argmax(cosines))]
-    assert train.features.tolist() == [[11.0, 10.0], [9.0, 10.0]]
+    assert found["net"].predictions.tolist() == [int(np.argmax(cosines))]
+    assert found["net"].chance.metrics["top1"] == 0.0 and found["net"].train_images == 2
+    assert given["train"].features.tolist() == [[11.0, 10.0], [9.0, 10.0]]
+
+
+def test_what_is_no_mean_over_items_has_no_interval():
+    first, other = scored("a", [0, 1], [0, 1]), scored("b", [0, 0], [0, 1])
+    other.result.items = None
+    assert compare_with(first, other) is None
+    assert format_table([first, other]).splitlines()[2].split() == ["b", "50.0"]
+
+
+def test_other_labels_or_images_are_another_identity():
+    def identity(labels, test=None, holdout=0.25):
+        train = Source(ArrayDataset(random_images(3), labels=labels))
+        return Bench(None, PROTOCOL, None, Probe(train, test, 2), None, holdout).probe_identity()
+
+    plain = identity([0, 1, 1])
+    assert identity([0, 1, 1]) == plain
+    assert len({plain, identity([0, 0, 1]), identity([0, 1, 1], holdout=0.5)}) == 3
+    assert identity([0, 1, 1], Source(ArrayDataset(random_images(2), labels=[0, 1]))) != plain
 
 
 def test_comparison_is_over_common_images():
@@ -114,11 +142,8 @@ def test_files_hold_everything(tmp_path):
     import json
 
     rows = [scored("trained", [0, 1, 1], [0, 1, 0]), scored("raw pixels", [1, 1, 0], [0, 1, 0])]
-    part = features(torch.rand(3, 2), [0, 1, 0])
     record = make_record(
         rows,
-        part,
-        part,
         name="knn",
         weights={"path": "w.safetensors", "sha256": "0", "backbone": {"step": 7}},
         data={"train": {}, "test": None, "held_out_of_train": True, "num_classes": 2, "classes": None},

@@ -9,6 +9,8 @@ from torch import nn
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.store import FeatureStore, cache_key, dataset_identity
 from vissl_like.evaluation.subjects import (
+    OUTPUT,
+    Encoding,
     Protocol,
     Source,
     network_subject,
@@ -32,7 +34,7 @@ def test_features_are_extracted_once(tmp_path):
     calls = []
     subject = network_subject("trained", "weights 1", nn.Flatten(), PROTOCOL)
     extract = subject.extract
-    subject.extract = lambda dataset: calls.append(1) or extract(dataset)
+    subject.extract = lambda *given: calls.append(1) or extract(*given)
     first = subject_features(subject, source, PROTOCOL, store)
     again = subject_features(subject, source, PROTOCOL, FeatureStore(tmp_path / "features"))
     assert len(calls) == 1
@@ -44,6 +46,9 @@ def test_features_are_extracted_once(tmp_path):
         changed = dataclasses.replace(PROTOCOL, resize=9) if other is subject else PROTOCOL
         subject_features(other, source, changed, store)
     assert len(calls) == 3
+    doubled = Encoding("doubled", lambda trunk, images: 2 * trunk(images))
+    assert torch.equal(subject_features(subject, source, PROTOCOL, store, doubled).features, 2 * first.features)
+    assert len(calls) == 4
 
 
 def test_other_images_are_another_key(tmp_path):
@@ -95,7 +100,7 @@ def test_store_keeps_skipped_and_takes_labels_of_today(tmp_path):
 
 def test_pixels_are_kept_exactly_in_bytes(tmp_path):
     store, source = FeatureStore(tmp_path), Source(ArrayDataset(random_images(4)))
-    subject = pixel_subject(PROTOCOL)
+    subject = pixel_subject()
     first = subject_features(subject, source, PROTOCOL, store)
     assert torch.equal(subject_features(subject, source, PROTOCOL, store).features, first.features)
     assert torch.equal(
@@ -107,11 +112,12 @@ def test_untrained_network_depends_on_the_seed_alone():
     dataset = ArrayDataset(random_images(9))
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    first = untrained_subject(small_net, "net", dataset, PROTOCOL).extract(dataset)
+    first = untrained_subject(small_net, "net", dataset, PROTOCOL).extract(dataset, PROTOCOL, OUTPUT)
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(7)
-    second = untrained_subject(small_net, "net", dataset, PROTOCOL).extract(dataset)
-    other = untrained_subject(small_net, "net", dataset, dataclasses.replace(PROTOCOL, seed=4)).extract(dataset)
+    second = untrained_subject(small_net, "net", dataset, PROTOCOL).extract(dataset, PROTOCOL, OUTPUT)
+    later = dataclasses.replace(PROTOCOL, seed=4)
+    other = untrained_subject(small_net, "net", dataset, later).extract(dataset, later, OUTPUT)
     assert torch.equal(first.features, second.features)
     assert not torch.equal(first.features, other.features)
 
@@ -121,8 +127,8 @@ def test_untrained_network_is_calibrated_and_built_late():
     dataset = ArrayDataset(random_images(9))
     subject = untrained_subject(lambda: built.append(small_net()) or built[-1], "net", dataset, PROTOCOL)
     assert not built
-    subject.extract(dataset)
-    subject.extract(dataset)
+    subject.extract(dataset, PROTOCOL, OUTPUT)
+    subject.extract(dataset, PROTOCOL, OUTPUT)
     assert len(built) == 1
     assert not torch.equal(built[0][1].running_mean, torch.zeros(4))
 

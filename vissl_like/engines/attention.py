@@ -15,7 +15,7 @@ from vissl_like.data.normalise import Normalise
 from vissl_like.data.transforms.pixels import to_array
 from vissl_like.distributed import comm
 from vissl_like.engines.train import prepare_folder
-from vissl_like.engines.trained import Weights, build_trained, find_weights, open_source, trunk_section
+from vissl_like.engines.trained import Weights, build_trained, find_weights, look_of, open_source, trunk_section
 from vissl_like.evaluation.features import frozen
 from vissl_like.registry import ENGINES
 from vissl_like.trainer.build import choose_device
@@ -79,9 +79,10 @@ class AttentionEngine:
                 "attention maps need images: give config.DATA.PROBE_TEST (or PROBE_TRAIN, or TRAIN) a folder of them"
             )
         output_dir = prepare_folder(settings.OUTPUT_DIR)
-        dataset = open_source(settings.DATA[section]).dataset
         weights = find_weights(settings, output_dir, alone=True)
-        trunk, remarks = build_trained(settings, weights, dataset)
+        look = look_of(settings, weights)
+        dataset = open_source(settings.DATA[section], look).dataset
+        trunk, remarks = build_trained(settings, weights, look)
         if not callable(getattr(trunk, "last_attention", None)):
             raise UserError(
                 f"the network {trunk_section(settings, weights.record)['name']!r} gives no attention maps. Only vision "

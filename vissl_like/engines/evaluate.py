@@ -12,30 +12,24 @@ from vissl_like.engines.trained import (
     Weights,
     build_trained,
     find_weights,
+    look_of,
     open_source,
     protocol_of,
     trained_identity,
     trunk_section,
 )
-from vissl_like.evaluation.base import Evaluation, Features
+from vissl_like.evaluation.base import Evaluation
+from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.record import make_record, summary, write_results
-from vissl_like.evaluation.scoring import (
-    Scored,
-    align_classes,
-    count_classes,
-    score,
-    score_majority,
-    train_and_test,
-)
+from vissl_like.evaluation.scoring import Scored, align_classes, count_classes, score
 from vissl_like.evaluation.store import FeatureStore
 from vissl_like.evaluation.subjects import (
     TRAINED,
+    Look,
     Protocol,
-    Source,
     Subject,
     network_subject,
     pixel_subject,
-    subject_features,
     too_many_pixels,
     untrained_subject,
 )
@@ -52,7 +46,7 @@ class EvaluateEngine:
     and, with each test image's prediction, evaluation_<name>.npz into OUTPUT_DIR.
     """
 
-    required_settings = ("DATA.PROBE_TRAIN", "EVALUATION")
+    required_settings = ("EVALUATION",)
     used_sections = ("DATA", "MODEL", "DISTRIBUTED", "EVALUATION", "EVALUATE", "TRAIN")
 
     def __init__(self, loaded: Any):
@@ -67,62 +61,100 @@ class EvaluateEngine:
         Raises:
             UserError: no labelled images, no weights, or weights that do not fit.
         """
-        settings = self.loaded.resolved
-        output_dir = prepare_folder(settings.OUTPUT_DIR)
-        protocol = protocol_of(self.loaded)
-        evaluation: Evaluation = build(EVALUATIONS, settings.EVALUATION)
-        evaluation.device = protocol.device
-        probe = open_probe(settings)
-        weights = find_weights(settings, output_dir)
-        subjects, notices = choose_subjects(settings, probe, weights, protocol)
+        output_dir = prepare_folder(self.loaded.resolved.OUTPUT_DIR)
         store = FeatureStore(output_dir / "features")
-        features = [probe_features(subject, probe, protocol, store, settings) for subject in subjects]
+        setting_up = prepare(self.loaded, output_dir)
+        scored = measure(setting_up, store, output_dir)
+        if comm.is_main():
+            record = record_of(self.loaded, setting_up, scored)
+            write_results(output_dir, self.loaded.resolved.EVALUATION.name, record, scored)
+            store.drop_unused()
+            print(summary(record, scored), flush=True)
+        return 0
+
+
+@dataclass
+class SetUp:
+    """An evaluation and what it is to measure.
+
+    Attributes:
+        evaluation: how.
+        subjects: the trained network first, then the floors that were asked for.
+        protocol: how images are brought to them.
+        look: images as the networks want them.
+        probe: labelled images, None where the evaluation needs none.
+        weights: of the trained network.
+        holdout: see ``Bench``.
+        notices: what the user should know.
+    """
+
+    evaluation: Evaluation
+    subjects: list[Subject]
+    protocol: Protocol
+    look: Look
+    probe: Probe | None
+    weights: Weights
+    holdout: float
+    notices: list[str]
+
+    def bench(self, subject: Subject, store: FeatureStore, folder: Path) -> Bench:
+        """A subject on its bench."""
+        return Bench(subject, self.protocol, self.look, self.probe, store, self.holdout, folder)
+
+
+def prepare(loaded: Any, output_dir: Path) -> SetUp:
+    """Opens and builds everything; nothing is measured yet. Every process calls it.
+
+    Raises:
+        UserError: no labelled images, no weights, or weights that do not fit.
+    """
+    settings = loaded.resolved
+    evaluation: Evaluation = build(EVALUATIONS, settings.EVALUATION)
+    weights = find_weights(settings, output_dir)
+    look = look_of(settings, weights)
+    protocol = protocol_of(loaded)
+    probe = open_probe(settings, look) if evaluation.labelled else None
+    subjects, notices = choose_subjects(settings, evaluation, probe, weights, look, protocol)
+    return SetUp(evaluation, subjects, protocol, look, probe, weights, settings.EVALUATE.holdout, notices)
+
+
+def measure(given: SetUp, store: FeatureStore, folder: Path) -> list[Scored]:
+    """Measures all subjects; every process calls it, the main one gets the results.
+
+    Raises:
+        UserError: one cannot be measured; every process raises it.
+    """
+    scored: list[Scored] = []
+    for subject in given.subjects:
         error: UserError | None = None
-        if comm.is_main():  # scoring is for one process; the others only learn whether it was possible
-            try:
-                self._score(subjects, features, evaluation, probe, weights, notices)
-                store.drop_unused()
-            except UserError as caught:
-                error = caught
+        try:
+            found = score(given.bench(subject, store, folder), given.evaluation)
+            scored += [] if found is None else [found]
+        except UserError as caught:
+            error = caught
+        # The main process computes alone what the others must not wait for in vain.
         failure = comm.broadcast_object(None if error is None else str(error))
         if failure is not None:
             raise UserError(failure)
-        return 0
+    chance = scored[0].result.chance if len(scored) > 1 else None
+    return scored if chance is None else [*scored, Scored(chance.name, chance)]
 
-    def _score(
-        self,
-        subjects: list[Subject],
-        features: list[tuple[Features, Features]],
-        evaluation: Evaluation,
-        probe: Probe,
-        weights: Weights,
-        notices: list[str],
-    ) -> None:
-        """Scores all subjects on the same images, prints the table and writes the files."""
-        settings = self.loaded.resolved
-        scored = [
-            score(subject, evaluation, train, test, probe.num_classes)
-            for subject, (train, test) in zip(subjects, features, strict=True)
-        ]
-        train, test = features[0]
-        if settings.EVALUATE.floors:
-            scored.append(score_majority(train, test, probe.num_classes))
-        record = make_record(
-            scored,
-            train,
-            test,
-            name=settings.EVALUATION.name,
-            weights={"path": str(weights.path), "sha256": weights.digest, "backbone": weights.record},
-            data=probe.facts(),
-            settings={
-                "EVALUATION": plain_values(settings.EVALUATION),
-                "EVALUATE": plain_values(settings.EVALUATE),
-                "SEED": settings.SEED,
-            },
-            notices=[*notices, *remarks(scored)],
-        )
-        write_results(Path(settings.OUTPUT_DIR).expanduser(), settings.EVALUATION.name, record, scored)
-        print(summary(record, scored), flush=True)
+
+def record_of(loaded: Any, given: SetUp, scored: list[Scored]) -> dict[str, Any]:
+    """Everything about an evaluation but the predictions; see ``make_record``."""
+    settings, weights = loaded.resolved, given.weights
+    return make_record(
+        scored,
+        name=settings.EVALUATION.name,
+        weights={"path": str(weights.path), "sha256": weights.digest, "backbone": weights.record},
+        data={} if given.probe is None else given.probe.facts(),
+        settings={
+            "EVALUATION": plain_values(settings.EVALUATION),
+            "EVALUATE": plain_values(settings.EVALUATE),
+            "SEED": settings.SEED,
+        },
+        notices=[*given.notices, *remarks(scored)],
+    )
 
 
 def remarks(scored: list[Scored]) -> list[str]:
@@ -134,38 +166,18 @@ def remarks(scored: list[Scored]) -> list[str]:
     return [f"{', '.join(names)}: {text}" for text, names in holders.items()]
 
 
-@dataclass
-class Probe:
-    """Labelled images to learn from and to be scored on (None: a share of the former)."""
-
-    train: Source
-    test: Source | None
-    num_classes: int
-
-    def facts(self) -> dict[str, Any]:
-        """What the record says of them."""
-        classes = self.train.dataset.classes
-        return {
-            "train": self.train.settings,
-            "test": None if self.test is None else self.test.settings,
-            "held_out_of_train": self.test is None,
-            "num_classes": self.num_classes,
-            "classes": None if classes is None else list(classes),
-        }
-
-
-def open_probe(settings: Any) -> Probe:
-    """The labelled images.
+def open_probe(settings: Any, look: Look) -> Probe:
+    """The labelled images, as the network wants them.
 
     Raises:
         UserError: there are none, they have no labels, or the two sets do not fit each other.
     """
     if settings.DATA.PROBE_TRAIN is None:
         raise UserError(
-            "an evaluation needs labelled images: give config.DATA.PROBE_TRAIN a folder with one sub-folder per class"
+            "this evaluation needs labelled images: give config.DATA.PROBE_TRAIN a folder with one sub-folder per class"
         )
-    train = open_source(settings.DATA.PROBE_TRAIN)
-    test = None if settings.DATA.PROBE_TEST is None else open_source(settings.DATA.PROBE_TEST)
+    train = open_source(settings.DATA.PROBE_TRAIN, look)
+    test = None if settings.DATA.PROBE_TEST is None else open_source(settings.DATA.PROBE_TEST, look)
     num_classes = count_classes(train.dataset, None if test is None else test.dataset)
     if test is not None:
         if test.dataset.channels != train.dataset.channels:
@@ -178,37 +190,27 @@ def open_probe(settings: Any) -> Probe:
 
 
 def choose_subjects(
-    settings: Any, probe: Probe, weights: Weights, protocol: Protocol
+    settings: Any, evaluation: Evaluation, probe: Probe | None, weights: Weights, look: Look, protocol: Protocol
 ) -> tuple[list[Subject], list[str]]:
     """The trained network first, then the floors that were asked for; and remarks."""
-    dataset = probe.train.dataset
-    trunk, notices = build_trained(settings, weights, dataset)
+    trunk, notices = build_trained(settings, weights, look)
     section = trunk_section(settings, weights.record)
     subjects = [network_subject(TRAINED, trained_identity(settings, weights), trunk, protocol)]
     if not settings.EVALUATE.floors:
         return subjects, notices
+    calibration = None if probe is None else probe.train
     subjects.append(
         untrained_subject(
-            lambda: build_trunk(section, dataset.channels),
-            f"{section} calibrated on {probe.train.identity}",
-            dataset,
+            lambda: build_trunk(section, look.channels),
+            f"{section} calibrated on {None if calibration is None else calibration.identity}",
+            None if calibration is None else calibration.dataset,
             protocol,
         )
     )
-    too_many = too_many_pixels(dataset, protocol)
-    if too_many is None:
-        subjects.append(pixel_subject(protocol))
-    else:
-        notices.append(too_many)
+    if evaluation.pixels and probe is not None:
+        too_many = too_many_pixels(probe.train.dataset, protocol)
+        if too_many is None:
+            subjects.append(pixel_subject())
+        else:
+            notices.append(too_many)
     return subjects, notices
-
-
-def probe_features(
-    subject: Subject, probe: Probe, protocol: Protocol, store: FeatureStore, settings: Any
-) -> tuple[Features, Features]:
-    """A subject's features to learn from and to be scored on; every process calls it, the main one gets them."""
-    train = subject_features(subject, probe.train, protocol, store)
-    test = None if probe.test is None else subject_features(subject, probe.test, protocol, store)
-    if not comm.is_main():
-        return train, train
-    return train_and_test(train, test, settings.EVALUATE.holdout, settings.SEED)

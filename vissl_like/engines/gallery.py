@@ -13,7 +13,7 @@ from PIL import Image
 
 from vissl_like.data.datasets.base import ImageDataset, UnreadableImage, evenly_spread
 from vissl_like.data.transforms.parameters import sample_generator
-from vissl_like.engines.trained import Weights, build_trained, open_source, protocol_of, trained_identity
+from vissl_like.engines.trained import Weights, build_trained, look_of, open_source, protocol_of, trained_identity
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.knn import nearest_rows
 from vissl_like.evaluation.scoring import align_classes
@@ -60,11 +60,12 @@ def open_gallery(loaded: Any, weights: Weights, output_dir: Path) -> Gallery:
         UserError: the images or the weights cannot be used.
     """
     data = loaded.resolved.DATA
-    source = open_source(data.PROBE_TRAIN if data.PROBE_TRAIN is not None else data.TRAIN)
-    query = source if data.PROBE_TRAIN is None or data.PROBE_TEST is None else open_source(data.PROBE_TEST)
+    look = look_of(loaded.resolved, weights)
+    source = open_source(data.PROBE_TRAIN if data.PROBE_TRAIN is not None else data.TRAIN, look)
+    query = source if data.PROBE_TRAIN is None or data.PROBE_TEST is None else open_source(data.PROBE_TEST, look)
     if query is not source:
         align_classes(source.dataset, query.dataset)
-    trunk, _ = build_trained(loaded.resolved, weights, source.dataset)
+    trunk, _ = build_trained(loaded.resolved, weights, look)
     full = protocol_of(loaded)
     subject = network_subject(TRAINED, trained_identity(loaded.resolved, weights), trunk, full, share=False)
     store = FeatureStore(output_dir / "features")
@@ -74,8 +75,7 @@ def open_gallery(loaded: Any, weights: Weights, output_dir: Path) -> Gallery:
         count = min(len(images.dataset), full.max_images or len(images.dataset))
         if count > MOST_IMAGES and not store.has(feature_key(subject, images, full)):
             protocol = dataclasses.replace(full, max_images=MOST_IMAGES)
-        limited = network_subject(TRAINED, subject.identity, trunk, protocol, share=False)
-        return subject_features(limited, images, protocol, store)
+        return subject_features(subject, images, protocol, store)
 
     found = features(source)
     what = "labelled photos (DATA.PROBE_TRAIN)" if data.PROBE_TRAIN is not None else "training photos (DATA.TRAIN)"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vissl_like.data.datasets.base import ImageDataset
+from vissl_like.data.datasets.base import DEFAULT_MEAN, DEFAULT_STD
 from vissl_like.data.loader import auto_workers
 from vissl_like.distributed import comm
-from vissl_like.evaluation.subjects import Protocol, Source
+from vissl_like.evaluation.subjects import Look, Protocol, Source
 from vissl_like.models.weights import load_weights, read_backbone
 from vissl_like.trainer.build import choose_device
 from vissl_like.trainer.checkpoint import CheckpointStore
@@ -28,6 +28,26 @@ class Weights:
     path: Path
     digest: str
     record: dict[str, Any]
+
+
+def look_of(settings: Any, weights: Weights) -> Look:
+    """Channels and normalisation that the network was trained with, from the record beside its weights.
+
+    What it does not say is taken from DATA.PROBE_TRAIN, then DATA.TRAIN; ImageNet's values serve where nothing is said.
+    """
+    sections = [plain_values(found) for found in (settings.DATA.PROBE_TRAIN, settings.DATA.TRAIN) if found is not None]
+    said = [weights.record, *sections]
+
+    def first(name: str, default: Any) -> Any:
+        return next((entry[name] for entry in said if entry.get(name) is not None), default)
+
+    channels = int(first("channels", 3))
+
+    def per_channel(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        found = first(name, default)
+        return tuple(float(value) for value in (found if len(found) == channels else default))
+
+    return Look(channels, per_channel("mean", DEFAULT_MEAN[channels]), per_channel("std", DEFAULT_STD[channels]))
 
 
 def protocol_of(loaded: Any) -> Protocol:
@@ -48,9 +68,12 @@ def protocol_of(loaded: Any) -> Protocol:
     )
 
 
-def open_source(section: Any) -> Source:
-    """A dataset from its section."""
-    return Source(build_dataset(section), plain_values(section))
+def open_source(section: Any, look: Look | None = None) -> Source:
+    """A dataset from its section, with the channels and the normalisation of ``look``, if given."""
+    values = plain_values(section)
+    if look is not None:
+        values |= {"channels": look.channels, "mean": list(look.mean), "std": list(look.std)}
+    return Source(build_dataset(values), values)
 
 
 def find_weights(settings: Any, output_dir: Path, *, alone: bool = False) -> Weights:
@@ -89,32 +112,29 @@ def find_weights(settings: Any, output_dir: Path, *, alone: bool = False) -> Wei
     return Weights(path, sha256(path), read_backbone(path)[1])
 
 
-def build_trained(settings: Any, weights: Weights, dataset: ImageDataset) -> tuple[nn.Module, list[str]]:
+def build_trained(settings: Any, weights: Weights, look: Look) -> tuple[nn.Module, list[str]]:
     """The trunk with the weights in it, and what the user should know about them.
 
     The architecture is that of the record beside the weights; where there is none, that of MODEL.TRUNK.
 
     Raises:
-        UserError: the weights do not fit the network or the images.
+        UserError: the weights do not fit the network.
     """
     record, notices = weights.record, []
-    if record.get("channels", dataset.channels) != dataset.channels:
-        raise UserError(
-            f"the network takes images of {record['channels']} channel(s), the probe images have {dataset.channels}. "
-            f"Set config.DATA.PROBE_TRAIN.channels={record['channels']} (and PROBE_TEST's)."
-        )
-    for name, own in (("mean", dataset.mean), ("std", dataset.std)):
-        if name in record and not np.allclose(record[name], own, atol=1e-6):
+    given = {} if settings.DATA.PROBE_TRAIN is None else plain_values(settings.DATA.PROBE_TRAIN)
+    for name, value in (("channels", [look.channels]), ("mean", look.mean), ("std", look.std)):
+        asked = given.get(name)
+        if asked is not None and not (np.size(asked) == len(value) and np.allclose(asked, value, atol=1e-6)):
             notices.append(
-                f"the probe images are normalised with {name} {_short(own)}, training used {_short(record[name])}: set "
-                f"DATA.PROBE_TRAIN.{name} (and PROBE_TEST's) to that"
+                f"images are brought to the network as in its training: {name} {_short(value)}, not the "
+                f"{_short(np.atleast_1d(asked))} of DATA.PROBE_TRAIN"
             )
     if str(record.get("source", "")).startswith("teacher"):
         notices.append("the weights are those of the run's teacher (CHECKPOINT.backbone)")
     section = trunk_section(settings, record)
     if settings.MODEL.TRUNK is not None and plain_values(settings.MODEL.TRUNK) != section:
         notices.append(f"the network is the one that was trained, {section}, not MODEL.TRUNK")
-    trunk = build_trunk(section, dataset.channels)
+    trunk = build_trunk(section, look.channels)
     allowed = settings.MODEL.WEIGHTS
     report = load_weights(
         trunk,

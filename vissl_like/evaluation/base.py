@@ -1,15 +1,23 @@
-"""The contract of an evaluation of frozen features."""
+"""The contract of an evaluation: one way to measure a network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vissl_like.distributed import comm
+from vissl_like.meters.accuracy import AccuracyMeter
 from vissl_like.records import Skipped
 from vissl_like.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from vissl_like.evaluation.bench import Bench
+
+MAJORITY = "majority class"
 
 
 @dataclass
@@ -39,23 +47,66 @@ class Features:
 
 @dataclass
 class EvaluationResult:
-    """What an evaluation found.
+    """What an evaluation found of one subject.
 
     Attributes:
         name: of the evaluation.
-        metrics: percentages by name; ``top1`` is always there.
-        predictions: ``[M]`` int64 predicted class of each test row.
+        metrics: percentages by name, the one that counts (``main``) among them.
+        predictions: ``[M]`` int64 predicted class of each test row; None where nothing is classified.
         details: how it was reached, for the record (JSON types only); ``notices`` lists what the user should know.
+        main: name of the metric that counts.
+        labels: ``[M]`` int64 right answers; None where nothing is classified.
+        items: ``[M]`` float64, what each test item (an image, a query, a class) contributes in percent: their mean is
+            the main metric. None where it is not a mean; then no interval is given.
+        item_ids: ``[M]`` int64 which items they are, so that subjects are compared item by item.
+        chance: what is reached on the same items without looking at them; None where nothing can be said.
+        train_images, test_images: how many it learnt from, and was scored on.
+        skipped: images that could not be read.
     """
 
     name: str
     metrics: dict[str, float]
-    predictions: Tensor
+    predictions: Tensor | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    main: str = "top1"
+    labels: Tensor | None = None
+    items: np.ndarray | None = None
+    item_ids: np.ndarray | None = None
+    chance: EvaluationResult | None = None
+    train_images: int = 0
+    test_images: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 class Evaluation:
-    """Learns from labelled train features, predicts the labels of test features.
+    """One way to measure a network.
+
+    Attributes:
+        pixels: whether the images themselves can be measured too, as a floor besides the same network untrained.
+        labelled: whether it needs the labelled images of DATA.PROBE_TRAIN (and PROBE_TEST).
+    """
+
+    pixels = False
+    labelled = False
+
+    def run(self, bench: Bench) -> EvaluationResult | None:
+        """Measures the subject on the bench; every process of the run calls this.
+
+        Returns:
+            the result, on the main process; None on the others.
+
+        Raises:
+            UserError: the subject or the images cannot be measured in this way.
+        """
+        raise NotImplementedError
+
+    def identity(self, bench: Bench) -> str:
+        """Text that differs whenever the images, their labels or the lists that are measured on do."""
+        raise NotImplementedError
+
+
+class FeatureEvaluation(Evaluation):
+    """Learns from labelled train features, predicts the labels of test features; ``__call__`` is the measure itself.
 
     The test labels may be used for the final measures only, never for choosing anything.
 
@@ -63,6 +114,8 @@ class Evaluation:
         device: where large products may be computed; features come and predictions go on the CPU.
     """
 
+    pixels = True
+    labelled = True
     device = torch.device("cpu")
 
     def __call__(self, train: Features, test: Features, num_classes: int) -> EvaluationResult:
@@ -77,6 +130,41 @@ class Evaluation:
             UserError: the data cannot be evaluated in this way (no labels, one class only, ...).
         """
         raise NotImplementedError
+
+    def run(self, bench: Bench) -> EvaluationResult | None:
+        """Features of the probe images, then the measure, on the main process; see ``Evaluation``."""
+        train, test = bench.probe_features()
+        if not comm.is_main():
+            return None
+        self.device = bench.protocol.device
+        result = self(train, test, bench.num_classes)
+        result.train_images, result.test_images = len(train), len(test)
+        result.skipped = [*train.skipped, *test.skipped]
+        labels = required_labels(test, "test")
+        result.chance = majority_result(required_labels(train, "training"), labels, bench.num_classes)
+        for found in (result, result.chance):
+            found.labels, found.item_ids = labels, test.indices.numpy()
+            if found.predictions is not None:
+                found.items = 100.0 * (found.predictions == labels).double().numpy()
+        return result
+
+    def identity(self, bench: Bench) -> str:
+        """The probe images and their labels."""
+        return bench.probe_identity()
+
+
+def majority_result(train: Tensor, test: Tensor, num_classes: int) -> EvaluationResult:
+    """Answers every image with the most frequent class of the training images.
+
+    Args:
+        train, test: ``[N]`` and ``[M]`` labels.
+        num_classes: C.
+    """
+    counts = train.bincount(minlength=num_classes).float()
+    meter = AccuracyMeter(num_classes, top=[1])
+    meter.update(counts.expand(len(test), -1), test)
+    predictions = torch.full_like(test, int(counts.argmax()))
+    return EvaluationResult(MAJORITY, meter.value(), predictions, {"class": int(counts.argmax())}, labels=test)
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -12,7 +12,7 @@ BLOCK_NUMBERS = 4_000_000
 
 @dataclass(frozen=True)
 class PairedInterval:
-    """Difference in accuracy, A - B, in percentage points.
+    """Difference in accuracy (or in another mean over test items), A - B, in percentage points.
 
     Attributes:
         mean: over seeds and images.
@@ -48,7 +48,7 @@ def paired_interval(
     interval is somewhat too narrow (a bootstrap of S values has (S - 1) / S of their variance).
 
     Args:
-        a: ``[S, M]`` whether A is right, for S seeds and M test images in one order.
+        a: ``[S, M]`` whether A is right (or what it scores, in 0..1), for S seeds and M test images in one order.
         b: ``[S, M]``, row s paired with row s of ``a``; or ``[M]`` (or one row) for a method without chance.
         level: probability that the interval covers, in (0, 1).
         resamples: number of resamples.

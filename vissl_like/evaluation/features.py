@@ -18,6 +18,8 @@ from vissl_like.evaluation.base import Features
 from vissl_like.records import Batch, Skipped
 from vissl_like.utils.errors import UserError
 
+Encode = Callable[[nn.Module, Tensor], Tensor]
+
 CALIBRATION_IMAGES = 1024
 GATHER_ROWS = 4096
 
@@ -35,6 +37,7 @@ def extract_features(
     start_method: str | None = None,
     max_images: int | None = None,
     channels_last: bool = False,
+    encode: Encode | None = None,
     share: bool = False,
 ) -> Features:
     """Features of a dataset's images in float32, without augmentation, in the dataset's order.
@@ -53,6 +56,7 @@ def extract_features(
         start_method: how they start; None for the platform's way.
         max_images: use so many images, evenly spread over the dataset, always the same ones.
         channels_last: memory order of the images.
+        encode: what is taken of the network, ``(trunk, images [n, C, H, W]) -> [n, F]``; None for its output.
         share: the processes of the run divide the images among them and each returns all features; every process must
             call this then.
 
@@ -61,14 +65,15 @@ def extract_features(
     """
     normalise = Normalise(dataset.mean, dataset.std, torch.device(device), channels_last)
 
-    def encode(batch: Batch) -> Tensor:
-        return trunk(normalise(batch.views[0])).float().cpu()
+    def take(batch: Batch) -> Tensor:
+        images = normalise(batch.views[0])
+        return (trunk(images) if encode is None else encode(trunk, images)).float().cpu()
 
     batches = _batches(
         dataset, image_size, resize, batch_size, workers, plugins, start_method, _order(dataset, max_images, share)
     )
     with frozen(trunk), untouched_randomness(torch.device(device)):
-        found = _collect(batches, encode)
+        found = _collect(batches, take)
     if share and comm.active():
         found = _gather(found, torch.device(device))
     return found

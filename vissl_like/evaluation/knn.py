@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vissl_like.compat.faiss import get_faiss
-from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels
+from vissl_like.evaluation.base import EvaluationResult, FeatureEvaluation, Features, required_labels
 from vissl_like.meters.accuracy import AccuracyMeter
 from vissl_like.registry import EVALUATIONS
 from vissl_like.utils.kinds import Count, Positive
@@ -102,7 +102,7 @@ def nearest_rows(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 @EVALUATIONS.register("knn")
-class KnnEvaluation(Evaluation):
+class KnnEvaluation(FeatureEvaluation):
     """Weighted k-NN classification of frozen features by cosine similarity; nothing is trained.
 
     The first k gives ``top1``; where there are several, each gives ``top1_k<k>`` too.
@@ -117,7 +117,7 @@ class KnnEvaluation(Evaluation):
         self.temperature = temperature
 
     def __call__(self, train: Features, test: Features, num_classes: int) -> EvaluationResult:
-        """Evaluates; see ``Evaluation``.
+        """Evaluates; see ``FeatureEvaluation``.
 
         Raises:
             UserError: labels are missing, or there is no image.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels, stratified_split
+from vissl_like.evaluation.base import EvaluationResult, FeatureEvaluation, Features, required_labels, stratified_split
 from vissl_like.meters.accuracy import AccuracyMeter
 from vissl_like.registry import EVALUATIONS
 from vissl_like.utils.errors import UserError
@@ -32,7 +32,7 @@ class Trial:
 
 
 @EVALUATIONS.register("linear")
-class LinearEvaluation(Evaluation):
+class LinearEvaluation(FeatureEvaluation):
     """Linear probe: multinomial logistic regression with an L2 penalty on frozen features (scikit-learn, lbfgs).
 
     The objective is ``|w|^2 / 2 + C * sum of cross-entropies``, intercept free. C is the one of ``costs`` with the
@@ -65,7 +65,7 @@ class LinearEvaluation(Evaluation):
         self.split, self.standardise, self.max_iterations, self.seed = split, standardise, max_iterations, seed
 
     def __call__(self, train: Features, test: Features, num_classes: int) -> EvaluationResult:
-        """Evaluates; see ``Evaluation``.
+        """Evaluates; see ``FeatureEvaluation``.
 
         Raises:
             UserError: labels are missing, or there are fewer than two classes, or too few images to choose C.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.scoring import Scored, compare_with, format_table
 from vissl_like.utils.environment import describe_environment
 from vissl_like.utils.files import write_atomic, write_json
@@ -19,8 +18,6 @@ FORMAT = 1
 
 def make_record(
     scored: list[Scored],
-    train: Features,
-    test: Features,
     *,
     name: str,
     weights: dict[str, Any],
@@ -32,10 +29,10 @@ def make_record(
 
     Args:
         scored: the subject in question first, then its floors.
-        train, test: features of the last subject, for their numbers and the images that could not be read.
         name: of the evaluation.
         weights: ``path``, ``sha256`` and ``backbone`` (the record beside the weights).
-        data: ``train`` and ``test`` sections, ``held_out_of_train``, ``num_classes``, ``classes``.
+        data: which images; for labelled ones ``train`` and ``test`` sections, ``held_out_of_train``, ``num_classes``,
+            ``classes``.
         settings: those that the result depends on.
         notices: what the user should know.
     """
@@ -45,14 +42,15 @@ def make_record(
         "evaluation": name,
         "unit": "percent",
         "subjects": {row.name: _subject_record(row) for row in scored},
-        "differences": {other.name: _interval(first, other) for other in scored[1:]},
+        "main": first.result.main,
+        "differences": differences(scored),
         "step": weights["backbone"].get("step"),
         "weights": weights,
         "data": {
             **data,
-            "train_images": len(train),
-            "test_images": len(test),
-            "skipped": {item.path: item.reason for part in (train, test) for item in part.skipped},
+            "train_images": first.result.train_images,
+            "test_images": first.result.test_images,
+            "skipped": {item.path: item.reason for item in first.result.skipped},
         },
         "settings": settings,
         "notices": notices,
@@ -71,11 +69,19 @@ def _subject_record(row: Scored) -> dict[str, Any]:
 
 def write_results(output_dir: Path, name: str, record: dict[str, Any], scored: list[Scored]) -> None:
     """``evaluation_<name>.npz`` and then ``.json``, each replaced as a whole."""
-    arrays: dict[str, np.ndarray] = {"indices": scored[0].indices.numpy(), "labels": scored[0].labels.numpy()}
+    arrays: dict[str, np.ndarray] = {}
+    first = scored[0].result
+    if first.labels is not None and first.item_ids is not None:
+        arrays |= {"indices": first.item_ids, "labels": first.labels.numpy()}
     for row in scored:
-        arrays[f"predictions_{row.slug}"] = row.result.predictions.numpy()
-        arrays[f"correct_{row.slug}"] = row.correct
-        arrays[f"indices_{row.slug}"] = row.indices.numpy()
+        found = row.result
+        if found.item_ids is not None:
+            arrays[f"indices_{row.slug}"] = found.item_ids
+        if found.predictions is not None and found.labels is not None:
+            arrays[f"predictions_{row.slug}"] = found.predictions.numpy()
+            arrays[f"correct_{row.slug}"] = (found.predictions == found.labels).numpy()
+        elif found.items is not None:
+            arrays[f"items_{row.slug}"] = found.items
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     stem = "evaluation_" + re.sub(r"[^\w.-]", "_", name)
@@ -87,13 +93,17 @@ def summary(record: dict[str, Any], scored: list[Scored]) -> str:
     """What is printed."""
     data, settings = record["data"], record["settings"]
     # As the subject in question was evaluated: chosen values and defaults included, long tables left out.
-    facts = {key: value for key, value in scored[0].result.details.items() if key != "notices"}
-    options = ", ".join(f"{key} {value}" for key, value in facts.items() if len(str(value)) < 30)
-    held_out = ", held out of the training images" if data["held_out_of_train"] else ""
+    details = {key: value for key, value in scored[0].result.details.items() if key != "notices"}
+    options = ", ".join(f"{key} {value}" for key, value in details.items() if len(str(value)) < 30)
+    held_out = ", held out of the training images" if data.get("held_out_of_train") else ""
+    facts = [f"{data['test_images']:,d} test images{held_out}"]
+    if data["train_images"]:
+        facts.append(f"{data['train_images']:,d} training images")
+    if "num_classes" in data:
+        facts.append(f"{data['num_classes']} classes")
     step = "" if record["step"] is None else f", step {record['step']}"
     lines = [
-        f"{record['evaluation']}{f' ({options})' if options else ''}: {data['test_images']:,d} test images{held_out}, "
-        f"{data['train_images']:,d} training images, {data['num_classes']} classes, "
+        f"{record['evaluation']}{f' ({options})' if options else ''}: {', '.join(facts)}, "
         f"{settings['EVALUATE']['image_size']} px",
         f"weights: {record['weights']['path']}{step}",
         "",
@@ -107,6 +117,12 @@ def summary(record: dict[str, Any], scored: list[Scored]) -> str:
     return "\n".join(lines)
 
 
-def _interval(first: Scored, other: Scored) -> dict[str, float]:
-    interval = compare_with(first, other)
-    return {"difference": interval.mean, "low": interval.low, "high": interval.high, "level": interval.level}
+def differences(scored: list[Scored]) -> dict[str, dict[str, float]]:
+    """How far the first subject is ahead of each other, in points, with intervals; where they can be given."""
+    found = {}
+    for other in scored[1:]:
+        interval = compare_with(scored[0], other)
+        if interval is not None:
+            ends = {"low": interval.low, "high": interval.high, "level": interval.level}
+            found[other.name] = {"difference": interval.mean, **ends}
+    return found

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels, stratified_split
 from vissl_like.evaluation.compare import PairedInterval, paired_interval
-from vissl_like.evaluation.subjects import Subject, slug_of
-from vissl_like.meters.accuracy import AccuracyMeter
+from vissl_like.evaluation.subjects import slug_of
 from vissl_like.utils.errors import UserError
 
-MAJORITY = "majority class"
+if TYPE_CHECKING:
+    from vissl_like.evaluation.bench import Bench
 
 
 def train_and_test(train: Features, test: Features | None, holdout: float, seed: int) -> tuple[Features, Features]:
@@ -91,32 +90,18 @@ def centred(train: Features, test: Features) -> tuple[Features, Features]:
     )
 
 
-def majority_result(train: Features, test: Features, num_classes: int) -> EvaluationResult:
-    """Answers every image with the most frequent class of the training images."""
-    labels, test_labels = required_labels(train, "training"), required_labels(test, "test")
-    counts = labels.bincount(minlength=num_classes).float()
-    meter = AccuracyMeter(num_classes, top=[1])
-    meter.update(counts.expand(len(test_labels), -1), test_labels)
-    predictions = torch.full_like(test_labels, int(counts.argmax()))
-    return EvaluationResult(MAJORITY, meter.value(), predictions, {"class": int(counts.argmax())})
-
-
 @dataclass
 class Scored:
-    """A subject's result with the test images it belongs to.
+    """A subject's result.
 
     Attributes:
         name: of the subject.
         result: see ``EvaluationResult``.
-        labels: ``[M]`` of the test images.
-        indices: ``[M]`` positions in the test dataset.
-        seconds: that the evaluation took.
+        seconds: that the evaluation took, features included; 0 if nothing was computed.
     """
 
     name: str
     result: EvaluationResult
-    labels: Tensor
-    indices: Tensor
     seconds: float = 0.0
 
     @property
@@ -124,28 +109,24 @@ class Scored:
         """The name as it appears in files."""
         return slug_of(self.name)
 
-    @property
-    def correct(self) -> np.ndarray:
-        """``[M]`` bool, whether each test image was classified right."""
-        return (self.result.predictions == self.labels).numpy()
 
-
-def score(subject: Subject, evaluation: Evaluation, train: Features, test: Features, num_classes: int) -> Scored:
-    """Evaluates one subject's features."""
+def score(bench: Bench, evaluation: Evaluation) -> Scored | None:
+    """Measures the subject on the bench; None on processes other than the main one."""
     start = time.perf_counter()
-    result = evaluation(*(centred(train, test) if subject.pixels else (train, test)), num_classes)
-    return Scored(subject.name, result, required_labels(test, "test"), test.indices, time.perf_counter() - start)
+    result = evaluation.run(bench)
+    return None if result is None else Scored(bench.subject.name, result, time.perf_counter() - start)
 
 
-def score_majority(train: Features, test: Features, num_classes: int) -> Scored:
-    """The floor without any features."""
-    return Scored(MAJORITY, majority_result(train, test, num_classes), required_labels(test, "test"), test.indices, 0.0)
+def compare_with(first: Scored, other: Scored) -> PairedInterval | None:
+    """First minus other in percentage points of what counts, over the test items that both have (one seed).
 
-
-def compare_with(first: Scored, other: Scored) -> PairedInterval:
-    """First minus other in percentage points of top-1, over the test images that both have (one seed)."""
-    _, own, theirs = np.intersect1d(first.indices.numpy(), other.indices.numpy(), return_indices=True)
-    return paired_interval(first.correct[own], other.correct[theirs])
+    None where it is not a mean over items, or they have none in common.
+    """
+    own, theirs = first.result, other.result
+    if own.items is None or theirs.items is None or own.item_ids is None or theirs.item_ids is None:
+        return None
+    _, left, right = np.intersect1d(own.item_ids, theirs.item_ids, return_indices=True)
+    return paired_interval(own.items[left] / 100, theirs.items[right] / 100) if len(left) else None
 
 
 def format_table(scored: list[Scored]) -> str:
@@ -155,7 +136,8 @@ def format_table(scored: list[Scored]) -> str:
     rows = [["", *columns, f"{first.name} - this [95 %]"]]
     for row in scored:
         values = [f"{row.result.metrics[name]:.1f}" if name in row.result.metrics else "-" for name in columns]
-        rows.append([row.name, *values, "" if row is first else str(compare_with(first, row))])
+        ahead = None if row is first else compare_with(first, row)
+        rows.append([row.name, *values, "" if ahead is None else str(ahead)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for label, *values in rows:

@@ -16,6 +16,7 @@ from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.features import (
+    Encode,
     calibrate_batch_norm,
     extract_features,
     raw_pixel_features,
@@ -71,6 +72,20 @@ class Protocol:
         return {**self.loading(), "device": self.device, "channels_last": self.channels_last}
 
 
+@dataclass(frozen=True)
+class Look:
+    """Images as a network wants them.
+
+    Attributes:
+        channels: 3 or 1.
+        mean, std: one value per channel that normalise them, in units of the 0..1 range.
+    """
+
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 @dataclass
 class Source:
     """A dataset and what distinguishes its images from others, for the cache.
@@ -98,23 +113,46 @@ class Source:
         return None if self.dataset.labels is None else torch.from_numpy(np.asarray(self.dataset.labels)).long()
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """What is taken of a network.
+
+    Attributes:
+        name: text that differs whenever features would.
+        encode: see ``extract_features``; None for the network's output.
+    """
+
+    name: str
+    encode: Encode | None = None
+
+
+OUTPUT = Encoding("output")
+Extract = Callable[[ImageDataset, Protocol, Encoding], Features]
+
+
 @dataclass
 class Subject:
-    """Something that gives features of images.
+    """Something that is measured.
 
     Attributes:
         name: shown in tables.
         identity: text that differs whenever its features would.
         extract: features of a dataset.
-        pixels: whether its features are pixels, which are stored as such.
+        network: the network itself, on its device, which must be left as it is (``copy.deepcopy`` to train it); built
+            when first asked for. None where there is none: pixels.
         shared: whether the processes of the run extract together, each calling ``extract``; else only one calls it.
     """
 
     name: str
     identity: str
-    extract: Callable[[ImageDataset], Features]
-    pixels: bool = False
+    extract: Extract
+    network: Callable[[], nn.Module] | None = None
     shared: bool = True
+
+    @property
+    def pixels(self) -> bool:
+        """Whether its features are pixels, which are stored as such."""
+        return self.network is None
 
     @property
     def slug(self) -> str:
@@ -130,52 +168,61 @@ def slug_of(name: str) -> str:
 def network_subject(name: str, identity: str, trunk: nn.Module, protocol: Protocol, *, share: bool = True) -> Subject:
     """A network, frozen; with ``share`` the processes of the run divide the images among them."""
     trunk = _placed(trunk, protocol)
-    return Subject(
-        name,
-        identity,
-        lambda dataset: extract_features(
-            trunk, dataset, **protocol.running(), max_images=protocol.max_images, share=share
-        ),
-        shared=share,
-    )
+    return Subject(name, identity, _extractor(lambda: trunk, share), lambda: trunk, shared=share)
 
 
 def untrained_subject(
-    build: Callable[[], nn.Module], identity: str, calibration: ImageDataset, protocol: Protocol
+    build: Callable[[], nn.Module], identity: str, calibration: ImageDataset | None, protocol: Protocol
 ) -> Subject:
     """The same network with fresh weights drawn from the seed, its BatchNorm statistics taken from the data.
 
-    It is built when its features are first asked for: not at all if they are in the cache.
+    It is built when it is first asked for: not at all if its features are in the cache.
 
     Args:
         build: makes the network; its random numbers come from torch's global generator.
         identity: of the network's settings.
-        calibration: images whose statistics are taken, without labels.
+        calibration: images whose statistics are taken, without labels; None leaves them as they start.
         protocol: see ``Protocol``.
     """
     made: list[nn.Module] = []
 
-    def extract(dataset: ImageDataset) -> Features:
+    def network() -> nn.Module:
         if not made:
             with untouched_randomness(protocol.device):
                 torch.manual_seed(protocol.seed)
                 trunk = _placed(build(), protocol)
-            calibrate_batch_norm(trunk, calibration, **protocol.running(), seed=protocol.seed)
+            if calibration is not None:
+                calibrate_batch_norm(trunk, calibration, **protocol.running(), seed=protocol.seed)
             made.append(trunk)
-        return extract_features(made[0], dataset, **protocol.running(), max_images=protocol.max_images, share=True)
+        return made[0]
 
-    return Subject(RANDOM, f"{identity} seed {protocol.seed} torch {torch.__version__}", extract)
+    identity = f"{identity} seed {protocol.seed} torch {torch.__version__}"
+    return Subject(RANDOM, identity, _extractor(network, share=True), network)
 
 
-def pixel_subject(protocol: Protocol) -> Subject:
+def _extractor(network: Callable[[], nn.Module], share: bool) -> Extract:
+    def extract(dataset: ImageDataset, protocol: Protocol, encoding: Encoding) -> Features:
+        return extract_features(
+            network(),
+            dataset,
+            **protocol.running(),
+            max_images=protocol.max_images,
+            encode=encoding.encode,
+            share=share,
+        )
+
+    return extract
+
+
+def pixel_subject() -> Subject:
     """The pixels themselves. Only the main process reads them: there is nothing to compute."""
 
-    def extract(dataset: ImageDataset) -> Features:
+    def extract(dataset: ImageDataset, protocol: Protocol, encoding: Encoding) -> Features:
         if not comm.is_main():
             return _nothing()
         return raw_pixel_features(dataset, **protocol.loading(), max_images=protocol.max_images)
 
-    return Subject(PIXELS, "pixels", extract, pixels=True)
+    return Subject(PIXELS, "pixels", extract)
 
 
 def too_many_pixels(dataset: ImageDataset, protocol: Protocol) -> str | None:
@@ -190,10 +237,11 @@ def too_many_pixels(dataset: ImageDataset, protocol: Protocol) -> str | None:
     )
 
 
-def feature_key(subject: Subject, source: Source, protocol: Protocol) -> str:
+def feature_key(subject: Subject, source: Source, protocol: Protocol, encoding: Encoding = OUTPUT) -> str:
     """Name of a subject's features of some images in the store."""
     facts = {
         "subject": subject.identity,
+        "encoding": encoding.name,
         "images": source.identity,
         "size": protocol.image_size,
         "resize": protocol.resize,
@@ -202,16 +250,22 @@ def feature_key(subject: Subject, source: Source, protocol: Protocol) -> str:
     return cache_key(facts)
 
 
-def subject_features(subject: Subject, source: Source, protocol: Protocol, store: FeatureStore | None) -> Features:
+def subject_features(
+    subject: Subject,
+    source: Source,
+    protocol: Protocol,
+    store: FeatureStore | None,
+    encoding: Encoding = OUTPUT,
+) -> Features:
     """Features of a subject, from the store if they are there; every process must call this if the subject is shared.
 
     A store that cannot be written is no reason to fail: the features are used and not kept.
     """
-    key = feature_key(subject, source, protocol)
+    key = feature_key(subject, source, protocol, encoding)
     found = store.get(key, source.labels) if store is not None and comm.is_main() else None
     if comm.broadcast_object(found is not None) if subject.shared else found is not None:
         return found if found is not None else _nothing()
-    features = subject.extract(source.dataset)
+    features = subject.extract(source.dataset, protocol, encoding)
     if store is not None and comm.is_main():
         try:
             store.put(key, features, subject.pixels)

@@ -139,8 +139,8 @@ def table_of(evaluation: Mapping[str, Any], newest_step: int | None = None) -> R
         cells.append("" if difference is None else "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**difference))
         rows.append(ResultRow(name, cells, name == first))
     held = ", held out of the training images" if data.get("held_out_of_train") else ""
-    top1, images = subjects[first]["metrics"]["top1"] / 100, data["test_images"]
-    error = 100 * math.sqrt(top1 * (1 - top1) / images)
+    main, images = subjects[first]["metrics"][evaluation.get("main", "top1")] / 100, data["test_images"]
+    error = 100 * math.sqrt(main * (1 - main) / images)
     details = subjects[first].get("details", {})
     options = ", ".join(f"{key} {value}" for key, value in details.items() if len(str(value)) < 30)
     notes = [

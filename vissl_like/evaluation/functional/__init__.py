@@ -1,0 +1,1 @@
+"""Pure functions on tensors behind the benchmark protocols: scores, samples, poolings and propagations."""
