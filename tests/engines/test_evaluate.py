@@ -153,7 +153,7 @@ def test_nothing_trained_yet(place):
     shutil.rmtree(place / "run")
     with pytest.raises(UserError, match=r"holds no checkpoint to evaluate. Train first"):
         evaluate(place)
-    with pytest.raises(UserError, match="neither a file of weights nor a checkpoint"):
+    with pytest.raises(UserError, match="neither a file of weights, nor a checkpoint"):
         evaluate(place, "config.EVALUATE.weights=/nowhere/backbone.safetensors")
 
 

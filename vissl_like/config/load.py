@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,13 @@ class LoadedSettings:
     changes: dict[str, Change] = field(default_factory=dict)
 
 
-def load_settings(arguments: list[str]) -> LoadedSettings:
+def load_settings(arguments: list[str], below: LoadedSettings | None = None) -> LoadedSettings:
     """Reads, composes and checks the settings that a command line asks for.
 
     Args:
         arguments: ``config=NAME_OR_FILE`` and ``config.KEY=VALUE`` in any order and number.
+        below: settings that these are laid over, all but their ENGINE: what a suite's command line says holds for all
+            of its entries.
 
     Raises:
         UserError: an argument or a file cannot be read.
@@ -57,6 +60,8 @@ def load_settings(arguments: list[str]) -> LoadedSettings:
     """
     configs, overrides = split_arguments(arguments)
     layers = read_layers(configs, overrides)
+    if below is not None:
+        layers.insert(0, _as_layer(below))
     plugins, problems = _announce(layers)
     composed = compose(layers)
     values, broken = interpolate(composed.values, defaults())
@@ -74,6 +79,11 @@ def load_settings(arguments: list[str]) -> LoadedSettings:
         sources=[layer.source for layer in layers],
         changes=composed.changes,
     )
+
+
+def _as_layer(settings: LoadedSettings) -> Layer:
+    values = {name: copy.deepcopy(value) for name, value in settings.given.items() if name != "ENGINE"}
+    return Layer("below", values, dict(settings.origins))
 
 
 def announce_only(arguments: list[str]) -> None:

@@ -172,7 +172,7 @@ class EvaluateSettings:
     """What evaluations are given: the weights, the size of images, the floors to compare with."""
 
     weights: str | None = setting(
-        None, "str | None", "backbone or checkpoint to evaluate; null: the newest of OUTPUT_DIR"
+        None, "str | None", "backbone, checkpoint or run to evaluate; null: the newest of OUTPUT_DIR"
     )
     floors: bool = setting(True, "bool", "also score raw pixels and the same network untrained, on the same split")
     image_size: int = setting(96, "Count", "side of the square that is evaluated", unit="px")
@@ -181,6 +181,9 @@ class EvaluateSettings:
         "Count | None",
         "shorter side before the centre crop to image_size; null: resize straight to that",
         unit="px",
+    )
+    interpolation: str = setting(
+        "bilinear", "Literal['bilinear', 'bicubic']", "filter of the resizing, with antialiasing"
     )
     batch_size: int = setting(64, "Count", "images per forward", unit="images")
     max_images: int | None = setting(

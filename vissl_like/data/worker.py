@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,23 +27,26 @@ class PackedBatch:
         index: ``[b]`` int64 positions in the dataset, b <= capacity.
         capacity: images that the buffer has room for.
         skipped: images that could not be read.
+        shape: height and width of the view of the one image, where its transform leaves the shape; None for squares.
     """
 
     pixels: Tensor
     index: Tensor
     capacity: int
     skipped: list[Skipped] = field(default_factory=list)
+    shape: tuple[int, int] | None = None
 
     def pin_memory(self) -> PackedBatch:
         """The same in page-locked memory."""
-        return PackedBatch(self.pixels.pin_memory(), self.index, self.capacity, self.skipped)
+        return replace(self, pixels=self.pixels.pin_memory())
 
     def unpack(self, sizes: Iterable[int], channels: int, labels: np.ndarray | None) -> Batch:
         """Views into the buffer, nothing copied; labels looked up by index."""
         views, begin, rows = [], 0, len(self.index)
         for size in sizes:
-            shape = (self.capacity, channels, size, size)
-            end = begin + self.capacity * channels * size * size
+            height, width = self.shape or (size, size)
+            shape = (self.capacity, channels, height, width)
+            end = begin + self.capacity * channels * height * width
             views.append(self.pixels[begin:end].view(shape)[:rows])
             begin = end
         label = None if labels is None else torch.from_numpy(labels[self.index.numpy()])
@@ -81,6 +84,8 @@ class ViewSource:
     def __getitems__(self, keys: list[Key]) -> PackedBatch:
         """The batch of some (epoch, index); without rows if too many images have turned out unreadable."""
         dataset, transform = self._carried.value
+        if transform.free_shape:
+            return self._free(keys)
         count, channels = len(keys), dataset.channels
         lengths = [count * channels * size * size for size in transform.sizes]
         flat = np.empty(sum(lengths), dtype=np.uint8)
@@ -106,6 +111,18 @@ class ViewSource:
                 used.append(candidate)
                 break
         return PackedBatch(torch.from_numpy(flat), torch.tensor(used, dtype=torch.int64), count, skipped)
+
+    def _free(self, keys: list[Key]) -> PackedBatch:
+        """The batch of one image whose view has a shape of its own; without rows if it cannot be read."""
+        (dataset, transform), ((epoch, index),) = self._carried.value, keys
+        try:
+            (view,) = transform(dataset.read(index), sample_generator(self.seed, epoch, index))
+        except UnreadableImage as error:
+            self._unreadable.add(error.path)
+            nothing = torch.empty(0, dtype=torch.uint8)
+            return PackedBatch(nothing, torch.empty(0, dtype=torch.int64), 1, [Skipped(error.path, error.reason)])
+        pixels = torch.from_numpy(view.reshape(-1))
+        return PackedBatch(pixels, torch.tensor([index]), 1, shape=(view.shape[1], view.shape[2]))
 
     def _candidates(self, index: int) -> Iterable[int]:
         """The image asked for and, where it is to be replaced, those after it in turn."""

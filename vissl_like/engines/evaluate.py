@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vissl_like.data.named import NamedImages
 from vissl_like.distributed import comm
 from vissl_like.engines.train import prepare_folder
 from vissl_like.engines.trained import (
@@ -21,12 +22,14 @@ from vissl_like.engines.trained import (
 from vissl_like.evaluation.base import Evaluation
 from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.record import make_record, summary, write_results
+from vissl_like.evaluation.results import ResultStore, result_key
 from vissl_like.evaluation.scoring import Scored, align_classes, count_classes, score
 from vissl_like.evaluation.store import FeatureStore
 from vissl_like.evaluation.subjects import (
     TRAINED,
     Look,
     Protocol,
+    Source,
     Subject,
     network_subject,
     pixel_subject,
@@ -63,10 +66,10 @@ class EvaluateEngine:
         """
         output_dir = prepare_folder(self.loaded.resolved.OUTPUT_DIR)
         store = FeatureStore(output_dir / "features")
-        setting_up = prepare(self.loaded, output_dir)
-        scored = measure(setting_up, store, output_dir)
+        given = prepare(self.loaded, output_dir)
+        scored = measure(given, store, output_dir)
         if comm.is_main():
-            record = record_of(self.loaded, setting_up, scored)
+            record = record_of(self.loaded, given, scored)
             write_results(output_dir, self.loaded.resolved.EVALUATION.name, record, scored)
             store.drop_unused()
             print(summary(record, scored), flush=True)
@@ -79,6 +82,7 @@ class SetUp:
 
     Attributes:
         evaluation: how.
+        options: its name and options.
         subjects: the trained network first, then the floors that were asked for.
         protocol: how images are brought to them.
         look: images as the networks want them.
@@ -89,6 +93,7 @@ class SetUp:
     """
 
     evaluation: Evaluation
+    options: dict[str, Any]
     subjects: list[Subject]
     protocol: Protocol
     look: Look
@@ -115,11 +120,18 @@ def prepare(loaded: Any, output_dir: Path) -> SetUp:
     protocol = protocol_of(loaded)
     probe = open_probe(settings, look) if evaluation.labelled else None
     subjects, notices = choose_subjects(settings, evaluation, probe, weights, look, protocol)
-    return SetUp(evaluation, subjects, protocol, look, probe, weights, settings.EVALUATE.holdout, notices)
+    options = plain_values(settings.EVALUATION)
+    return SetUp(evaluation, options, subjects, protocol, look, probe, weights, settings.EVALUATE.holdout, notices)
 
 
-def measure(given: SetUp, store: FeatureStore, folder: Path) -> list[Scored]:
+def measure(given: SetUp, store: FeatureStore, folder: Path, results: ResultStore | None = None) -> list[Scored]:
     """Measures all subjects; every process calls it, the main one gets the results.
+
+    Args:
+        given: what is measured how.
+        store: keeps features.
+        folder: where evaluations may leave files of their own.
+        results: keeps results; those that it has are not made again.
 
     Raises:
         UserError: one cannot be measured; every process raises it.
@@ -128,7 +140,7 @@ def measure(given: SetUp, store: FeatureStore, folder: Path) -> list[Scored]:
     for subject in given.subjects:
         error: UserError | None = None
         try:
-            found = score(given.bench(subject, store, folder), given.evaluation)
+            found = _one(given, given.bench(subject, store, folder), results)
             scored += [] if found is None else [found]
         except UserError as caught:
             error = caught
@@ -138,6 +150,20 @@ def measure(given: SetUp, store: FeatureStore, folder: Path) -> list[Scored]:
             raise UserError(failure)
     chance = scored[0].result.chance if len(scored) > 1 else None
     return scored if chance is None else [*scored, Scored(chance.name, chance)]
+
+
+def _one(given: SetUp, bench: Bench, results: ResultStore | None) -> Scored | None:
+    """One subject's result, kept or made."""
+    if results is None:
+        return score(bench, given.evaluation)
+    key = result_key(given.options, given.evaluation.identity(bench), bench)
+    kept = results.get(key) if comm.is_main() else None
+    if comm.broadcast_object(kept is not None):
+        return kept
+    found = score(bench, given.evaluation)
+    if found is not None:
+        results.put(key, found)
+    return found
 
 
 def record_of(loaded: Any, given: SetUp, scored: list[Scored]) -> dict[str, Any]:
@@ -189,6 +215,15 @@ def open_probe(settings: Any, look: Look) -> Probe:
     return Probe(train, test, num_classes)
 
 
+def typical_images(evaluation: Evaluation, look: Look) -> Source | None:
+    """Images for the BatchNorm statistics of an untrained network, None where the evaluation names none."""
+    files = evaluation.typical_images()
+    if not files:
+        return None
+    named = NamedImages(files, channels=look.channels, mean=list(look.mean), std=list(look.std))
+    return Source(named)
+
+
 def choose_subjects(
     settings: Any, evaluation: Evaluation, probe: Probe | None, weights: Weights, look: Look, protocol: Protocol
 ) -> tuple[list[Subject], list[str]]:
@@ -198,7 +233,7 @@ def choose_subjects(
     subjects = [network_subject(TRAINED, trained_identity(settings, weights), trunk, protocol)]
     if not settings.EVALUATE.floors:
         return subjects, notices
-    calibration = None if probe is None else probe.train
+    calibration = typical_images(evaluation, look) if probe is None else probe.train
     subjects.append(
         untrained_subject(
             lambda: build_trunk(section, look.channels),
@@ -207,8 +242,8 @@ def choose_subjects(
             protocol,
         )
     )
-    if evaluation.pixels and probe is not None:
-        too_many = too_many_pixels(probe.train.dataset, protocol)
+    if evaluation.pixels:
+        too_many = None if probe is None else too_many_pixels(probe.train.dataset, protocol)
         if too_many is None:
             subjects.append(pixel_subject())
         else:

@@ -30,6 +30,14 @@ class Weights:
     record: dict[str, Any]
 
 
+def _newest(run: Path, alone: bool) -> Path | None:
+    """The backbone of the newest checkpoint of a run, None if there is none; see ``find_weights``."""
+    store = CheckpointStore(run / "checkpoints", 1, None, None, say=lambda text, level: print(text))
+    newest = store.newest() if alone or comm.is_main() else None
+    newest = newest if alone else comm.broadcast_object(newest)
+    return None if newest is None else newest.backbone
+
+
 def look_of(settings: Any, weights: Weights) -> Look:
     """Channels and normalisation that the network was trained with, from the record beside its weights.
 
@@ -57,6 +65,7 @@ def protocol_of(loaded: Any) -> Protocol:
     return Protocol(
         image_size=settings.EVALUATE.image_size,
         resize=settings.EVALUATE.resize,
+        interpolation=settings.EVALUATE.interpolation,
         batch_size=settings.EVALUATE.batch_size,
         max_images=settings.EVALUATE.max_images,
         device=choose_device(settings),
@@ -89,26 +98,24 @@ def find_weights(settings: Any, output_dir: Path, *, alone: bool = False) -> Wei
     """
     given = settings.EVALUATE.weights
     if given is None:
-        store = CheckpointStore(output_dir / "checkpoints", 1, None, None, say=lambda text, level: print(text))
-        newest = store.newest() if alone or comm.is_main() else None
-        newest = newest if alone else comm.broadcast_object(newest)
-        if newest is None:
+        path = _newest(output_dir, alone)
+        if path is None:
             raise UserError(
                 f"OUTPUT_DIR {output_dir} holds no checkpoint to evaluate. Train first (config.ENGINE=train), or name "
                 "a file: config.EVALUATE.weights=backbone.safetensors"
             )
-        path = newest.backbone
-    else:
-        path = Path(given).expanduser()
-        # A checkpoint is a folder; what is evaluated is the plain backbone inside of it.
-        folder = path if path.is_dir() else path.parent if path.name == "state.pt" else None
-        if folder is not None:
-            path = folder / "backbone.safetensors"
-        if not path.is_file():
-            raise UserError(
-                f"EVALUATE.weights: {given} is neither a file of weights nor a checkpoint's folder with a "
-                "backbone.safetensors"
-            )
+        return Weights(path, sha256(path), read_backbone(path)[1])
+    path = Path(given).expanduser()
+    # A checkpoint is a folder; what is evaluated is the plain backbone inside of it. Of a run it is the newest.
+    if path.is_dir() or path.name == "state.pt":
+        folder = path if path.is_dir() else path.parent
+        inside = folder / "backbone.safetensors"
+        path = inside if inside.is_file() else _newest(folder, alone) or inside
+    if not path.is_file():
+        raise UserError(
+            f"EVALUATE.weights: {given} is neither a file of weights, nor a checkpoint's folder with a "
+            "backbone.safetensors, nor a run's folder with checkpoints"
+        )
     return Weights(path, sha256(path), read_backbone(path)[1])
 
 

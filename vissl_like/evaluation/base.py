@@ -104,6 +104,13 @@ class Evaluation:
         """Text that differs whenever the images, their labels or the lists that are measured on do."""
         raise NotImplementedError
 
+    def typical_images(self) -> list[str]:
+        """Files of images like those that are measured on, for the BatchNorm statistics of an untrained network.
+
+        Not asked of evaluations of labelled images, which have those.
+        """
+        return []
+
 
 class FeatureEvaluation(Evaluation):
     """Learns from labelled train features, predicts the labels of test features; ``__call__`` is the measure itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vissl_like.data.named import Box, NamedImages
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.scoring import centred, train_and_test
@@ -78,6 +80,18 @@ class Bench:
     def num_classes(self) -> int:
         """C, of the labelled images."""
         return self.labelled.num_classes
+
+    def images(
+        self,
+        files: Sequence[str],
+        *,
+        boxes: Sequence[Box | None] | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
+    ) -> Source:
+        """Images of some files, or the parts of them that ``boxes`` name, in the colours that the network wants."""
+        mean, std = list(self.look.mean), list(self.look.std)
+        named = NamedImages(files, boxes=boxes, labels=labels, channels=self.look.channels, mean=mean, std=std)
+        return Source(named, {"boxes": boxes})
 
     def features(self, source: Source, encoding: Encoding = OUTPUT, **changes: Any) -> Features:
         """Features of some images, from the store where they are there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,17 @@ from torch import Tensor, nn
 from vissl_like.data.datasets.base import ImageDataset, evenly_spread
 from vissl_like.data.loader import iterate_images
 from vissl_like.data.normalise import Normalise
+from vissl_like.data.transforms.base import ViewTransform
 from vissl_like.data.transforms.center import Center
+from vissl_like.data.transforms.whole import Longest, Squashed
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features
 from vissl_like.records import Batch, Skipped
 from vissl_like.utils.errors import UserError
 
 Encode = Callable[[nn.Module, Tensor], Tensor]
+Fit = Literal["crop", "squash", "longest"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 CALIBRATION_IMAGES = 1024
 GATHER_ROWS = 4096
@@ -30,6 +35,8 @@ def extract_features(
     *,
     image_size: int,
     resize: int | None = None,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bilinear",
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -47,8 +54,11 @@ def extract_features(
     Args:
         trunk: ``[n, C, H, W] -> [n, F]``, on ``device`` already.
         dataset: images; its mean and std normalise them.
-        image_size: side of the centre square, in pixels.
+        image_size: side of the square, in pixels.
         resize: shorter side before cutting, in pixels; None for ``image_size``.
+        fit: how images become squares: ``crop`` cuts out the centre, ``squash`` changes the shape; ``longest`` leaves
+            the shape and makes the longer side ``image_size`` at most, one image per forward.
+        interpolation: filter of the resizing, with antialiasing (``longest`` has its own).
         batch_size: images per forward.
         device: where the network is.
         workers: loading processes.
@@ -70,7 +80,16 @@ def extract_features(
         return (trunk(images) if encode is None else encode(trunk, images)).float().cpu()
 
     batches = _batches(
-        dataset, image_size, resize, batch_size, workers, plugins, start_method, _order(dataset, max_images, share)
+        dataset,
+        image_size,
+        resize,
+        fit,
+        interpolation,
+        batch_size,
+        workers,
+        plugins,
+        start_method,
+        _order(dataset, max_images, share),
     )
     with frozen(trunk), untouched_randomness(torch.device(device)):
         found = _collect(batches, take)
@@ -84,6 +103,8 @@ def raw_pixel_features(
     *,
     image_size: int,
     resize: int | None = None,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bilinear",
     batch_size: int = 64,
     workers: int = 0,
     plugins: Iterable[str] = (),
@@ -101,6 +122,8 @@ def raw_pixel_features(
         dataset,
         image_size,
         resize,
+        fit,
+        interpolation,
         batch_size,
         workers,
         plugins,
@@ -116,6 +139,8 @@ def calibrate_batch_norm(
     *,
     image_size: int,
     resize: int | None = None,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bilinear",
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -147,7 +172,9 @@ def calibrate_batch_norm(
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
     views = [
         batch.views[0].clone()
-        for batch in _batches(dataset, image_size, resize, batch_size, workers, plugins, start_method, order.tolist())
+        for batch in _batches(
+            dataset, image_size, resize, fit, interpolation, batch_size, workers, plugins, start_method, order.tolist()
+        )
     ]
     # One image has no variance over the batch where the map is 1 x 1.
     views = [view for view in views if len(view) > 1]
@@ -201,13 +228,21 @@ def _batches(
     dataset: ImageDataset,
     image_size: int,
     resize: int | None,
+    fit: Fit,
+    interpolation: Interpolation,
     batch_size: int,
     workers: int,
     plugins: Iterable[str],
     start_method: str | None,
     order: list[int],
 ) -> Iterator[Batch]:
-    transform = Center(dataset.channels, size=image_size, resize=resize)
+    transform: ViewTransform
+    if fit == "crop":
+        transform = Center(dataset.channels, size=image_size, resize=resize, interpolation=interpolation)
+    elif fit == "squash":
+        transform = Squashed(dataset.channels, image_size, resize, interpolation)
+    else:
+        transform, batch_size = Longest(dataset.channels, image_size), 1
     return iterate_images(
         dataset, transform, batch_size, workers, plugins=plugins, indices=order, start_method=start_method
     )

@@ -101,10 +101,10 @@ def summary(record: dict[str, Any], scored: list[Scored]) -> str:
         facts.append(f"{data['train_images']:,d} training images")
     if "num_classes" in data:
         facts.append(f"{data['num_classes']} classes")
+        facts.append(f"{settings['EVALUATE']['image_size']} px")
     step = "" if record["step"] is None else f", step {record['step']}"
     lines = [
-        f"{record['evaluation']}{f' ({options})' if options else ''}: {', '.join(facts)}, "
-        f"{settings['EVALUATE']['image_size']} px",
+        f"{record['evaluation']}{f' ({options})' if options else ''}: {', '.join(facts)}",
         f"weights: {record['weights']['path']}{step}",
         "",
         format_table(scored),

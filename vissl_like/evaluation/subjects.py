@@ -17,6 +17,8 @@ from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.features import (
     Encode,
+    Fit,
+    Interpolation,
     calibrate_batch_norm,
     extract_features,
     raw_pixel_features,
@@ -35,6 +37,8 @@ class Protocol:
     Attributes:
         image_size: side of the centre square, in pixels.
         resize: shorter side before cutting; None for ``image_size``.
+        fit: how images become squares, see ``extract_features``.
+        interpolation: filter of the resizing.
         batch_size: images per forward.
         max_images: at most so many of each set; None for all.
         device: where networks run.
@@ -47,6 +51,8 @@ class Protocol:
 
     image_size: int
     resize: int | None = None
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
     batch_size: int = 64
     max_images: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -61,6 +67,8 @@ class Protocol:
         return {
             "image_size": self.image_size,
             "resize": self.resize,
+            "fit": self.fit,
+            "interpolation": self.interpolation,
             "batch_size": self.batch_size,
             "workers": self.workers,
             "plugins": self.plugins,
@@ -245,6 +253,8 @@ def feature_key(subject: Subject, source: Source, protocol: Protocol, encoding: 
         "images": source.identity,
         "size": protocol.image_size,
         "resize": protocol.resize,
+        "fit": protocol.fit,
+        "interpolation": protocol.interpolation,
         "max_images": protocol.max_images,
     }
     return cache_key(facts)

@@ -139,14 +139,20 @@ def table_of(evaluation: Mapping[str, Any], newest_step: int | None = None) -> R
         cells.append("" if difference is None else "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**difference))
         rows.append(ResultRow(name, cells, name == first))
     held = ", held out of the training images" if data.get("held_out_of_train") else ""
-    main, images = subjects[first]["metrics"][evaluation.get("main", "top1")] / 100, data["test_images"]
-    error = 100 * math.sqrt(main * (1 - main) / images)
+    images, main = data["test_images"], subjects[first]["metrics"][evaluation.get("main", "top1")] / 100
     details = subjects[first].get("details", {})
     options = ", ".join(f"{key} {value}" for key, value in details.items() if len(str(value)) < 30)
+    facts = [f"{images:,d} test images{held}"]
+    if data["train_images"]:
+        facts.append(f"{data['train_images']:,d} training images")
+    if "num_classes" in data:
+        facts.append(f"{data['num_classes']} classes")
+    spread = ""
+    if evaluation.get("main", "top1") == "top1":  # a share of images; other measures spread otherwise
+        spread = f"; one standard error of the first is {100 * math.sqrt(main * (1 - main) / images):.1f} points"
     notes = [
-        f"{images:,d} test images{held}, {data['train_images']:,d} training images, {data['num_classes']} classes. "
-        f"Percentages; one standard error of the first is {error:.1f} points. Differences are in points, with 95 % "
-        "intervals over the test images, paired, for this one run.",
+        f"{', '.join(facts)}. Percentages{spread}. Differences are in points, with paired 95 % intervals over what was "
+        "tested, for this one run.",
         *([f"{options}."] if options else []),
         *evaluation.get("notices", []),
     ]
@@ -158,11 +164,12 @@ def table_of(evaluation: Mapping[str, Any], newest_step: int | None = None) -> R
 
 
 def floors_of(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Top-1 of everything in an evaluation's record but its first subject."""
+    """What counts of everything in an evaluation's record but its first subject."""
+    main = evaluation.get("main", "top1")
     return {
-        name: facts["metrics"]["top1"]
+        name: facts["metrics"][main]
         for number, (name, facts) in enumerate(evaluation.get("subjects", {}).items())
-        if number
+        if number and main in facts["metrics"]
     }
 
 

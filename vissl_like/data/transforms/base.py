@@ -21,9 +21,12 @@ class ViewTransform(ABC):
     Attributes:
         channels: 1 or 3, of the images it will be given.
         sizes: side of every view, in pixels.
+        free_shape: the one view has the shape that its image gives it, ``sizes`` being its longest side at most; such
+            views come one image at a time.
     """
 
     sizes: tuple[int, ...]
+    free_shape = False
 
     def __init__(self, channels: int):
         self.channels = channels

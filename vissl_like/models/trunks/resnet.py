@@ -96,7 +96,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet-10/18/34/50/101/152 of any width, with a stem for large or for small images.
 
-    Convolutions are initialised kaiming-normal over fan-out, norms to 1 and 0 (as SwAV and torchvision do).
+    Convolutions are initialised kaiming-normal over fan-out, norms to 1 and 0 (as SwAV and torchvision do). ``strides``
+    are the pixels from one place to the next in the map after each stage (``stage_map``).
 
     Options:
         depth: 10 (one block per stage), 18, 34, 50, 101 or 152
@@ -147,6 +148,7 @@ class ResNet(nn.Module):
                 inputs = stage_width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.feature_dim = inputs
+        self.strides = (4, 8, 16, 32) if stem == "large" else (1, 2, 4, 8)
         self._initialise(zero_init_residual)
 
     def _initialise(self, zero_init_residual: bool) -> None:
@@ -156,12 +158,16 @@ class ResNet(nn.Module):
             if zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_(module.last_norm.weight)
 
-    def forward_map(self, images: Tensor) -> Tensor:
-        """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]`` (stem "small": / 8)."""
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The feature map after the first 1 to 4 stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage in range(1, 5):
+        for stage in range(1, stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return x
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]`` (stem "small": / 8)."""
+        return self.stage_map(images, 4)
 
     def forward(self, images: Tensor) -> Tensor:
         """Average-pooled features: ``[n, C, H, W] -> [n, F]``."""

@@ -69,17 +69,47 @@ class TimmTrunk(nn.Module):
         """
         return self._run(self.net, images)
 
-    def _run(self, net: nn.Module, images: Tensor) -> Tensor:
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels from one place to the next in the map after each stage; empty where the model gives no maps."""
+        stages: Any = getattr(self.net, "feature_info", None)
+        if not callable(getattr(self.net, "forward_intermediates", None)) or not isinstance(stages, list):
+            return ()
+        return tuple(int(stage["reduction"]) for stage in stages)
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The feature map after the first stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``.
+
+        A transformer's stages are its blocks, its maps the patch tokens through the last norm.
+
+        Args:
+            images: ``[n, C, H, W]``.
+            stages: 1 to the number of ``strides``.
+
+        Raises:
+            UserError: the model does not take images of this size.
+        """
+        net: Any = self.net
+        try:
+            maps = net.forward_intermediates(images, indices=[stages - 1], norm=True, intermediates_only=True)
+        except AssertionError as error:
+            raise self._wrong_size(images, error) from error
+        return maps[0]
+
+    def _wrong_size(self, images: Tensor, error: AssertionError) -> UserError:
         height, width = images.shape[-2:]
+        return UserError(
+            f"timm's {self.model!r} does not take images of {height} x {width} pixels: {error} Tell it the one "
+            "size of all views as MODEL.TRUNK.options.img_size; or, for views of several sizes, set "
+            "options.dynamic_img_size (ViTs) to true or options.strict_img_size (Swins) to false; or take a "
+            "convolutional model"
+        )
+
+    def _run(self, net: nn.Module, images: Tensor) -> Tensor:
         try:
             features = net(images)
         except AssertionError as error:
-            raise UserError(
-                f"timm's {self.model!r} does not take images of {height} x {width} pixels: {error} Tell it the one "
-                "size of all views as MODEL.TRUNK.options.img_size; or, for views of several sizes, set "
-                "options.dynamic_img_size (ViTs) to true or options.strict_img_size (Swins) to false; or take a "
-                "convolutional model"
-            ) from error
+            raise self._wrong_size(images, error) from error
         if not isinstance(features, Tensor) or features.shape[:-1] != images.shape[:1]:
             got = f"shape {list(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise UserError(

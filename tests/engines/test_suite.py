@@ -1,0 +1,134 @@
+import json
+import shutil
+
+import pytest
+from small_run import checkpoint, photos, settings
+
+from vissl_like.engines.suite import SuiteEngine
+from vissl_like.evaluation.knn import KnnEvaluation
+from vissl_like.evaluation.linear import LinearEvaluation
+from vissl_like.utils.errors import SettingsError
+
+KNN = ["config.EVALUATION={name: knn, k: [3]}"]
+LINEAR = ["config.EVALUATION={name: linear, costs: [0.01]}"]
+
+
+@pytest.fixture
+def place(tmp_path):
+    photos(tmp_path / "train")
+    photos(tmp_path / "test", per_class=5, seed=1)
+    checkpoint(tmp_path / "one")
+    checkpoint(tmp_path / "two", seed=5)
+    return tmp_path
+
+
+def suite(place, entries, **options):
+    base = settings(place / "suite", "config.ENGINE=evaluate", probe_train=place / "train", probe_test=place / "test")
+    checkpoints = {name: [f"config.EVALUATE.weights={place / name}"] for name in ("one", "two")}
+    options = {"checkpoints": checkpoints, **options}
+    return SuiteEngine(base, entries={name: {"arguments": entry} for name, entry in entries.items()}, **options)
+
+
+def cells(place):
+    return json.loads((place / "suite/results.json").read_text())["cells"]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    calls = []
+    for kind in (KnnEvaluation, LinearEvaluation):
+        original = kind.__call__
+
+        def count(self, *given, original=original):
+            calls.append(type(self).__name__)
+            return original(self, *given)
+
+        monkeypatch.setattr(kind, "__call__", count)
+    return calls
+
+
+def test_every_entry_of_every_checkpoint_once(place, counted, capsys):
+    assert suite(place, {"near": KNN, "line": LINEAR}).run() == 0
+    # Two networks; their untrained twin and the pixels are the same for both.
+    assert sorted(counted) == ["KnnEvaluation"] * 4 + ["LinearEvaluation"] * 4
+    found = cells(place)
+    assert [(cell["entry"], cell["checkpoint"]) for cell in found] == [
+        ("near", "one"),
+        ("near", "two"),
+        ("line", "one"),
+        ("line", "two"),
+    ]
+    assert list(found[0]["subjects"]) == ["trained", "random init", "raw pixels", "majority class"]
+    assert found[0]["subjects"]["raw pixels"] == found[1]["subjects"]["raw pixels"]
+    text = (place / "suite/results.md").read_text()
+    assert "| one |" in text and "| two |" in text and text.count("| raw pixels |") == 3
+    assert "one - this [95 %]" in text and "| random init |" in text
+    page = (place / "suite/report.html").read_text()
+    assert "4 of 4 done" in page and "data:image/png" in page
+    assert text in capsys.readouterr().out
+    suite(place, {"near": KNN, "line": LINEAR}).run()
+    assert len(counted) == 8  # nothing again
+    assert cells(place) == found
+
+
+def test_stopped_and_started_again(place, counted, monkeypatch):
+    whole = suite(place, {"near": KNN, "line": LINEAR})
+    monkeypatch.setattr(LinearEvaluation, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        whole.run()
+    monkeypatch.undo()
+    assert len(cells(place)) == 2 and "2 of 4 done" in (place / "suite/report.html").read_text()
+    kept = {file: file.stat().st_mtime_ns for file in (place / "suite/results").iterdir()}
+    assert suite(place, {"near": KNN, "line": LINEAR}).run() == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    assert len(cells(place)) == 4
+
+
+def test_changed_weights_images_labels_or_options_are_measured_again(place, counted):
+    entries = {"near": KNN}
+    suite(place, entries).run()
+    assert len(counted) == 4
+    checkpoint(place / "two", step=9, seed=8)
+    suite(place, entries).run()
+    assert len(counted) == 5
+    shutil.move(place / "test/dark/000.png", place / "test/light/900.png")
+    suite(place, entries).run()
+    assert len(counted) == 9
+    suite(place, {"near": ["config.EVALUATION={name: knn, k: [5]}"]}).run()
+    assert len(counted) == 13
+
+
+def test_what_cannot_run_does_not_keep_others_from_running(place, capsys):
+    missing = [*KNN, f"config.DATA.PROBE_TEST={place / 'nowhere'}"]
+    shutil.copytree(place / "one", place / "suite")
+    assert suite(place, {"lost": missing, "near": KNN}, checkpoints=None).run() == 2
+    found = cells(place)
+    assert "nowhere" in found[0]["problem"] and found[1]["problem"] is None
+    captured = capsys.readouterr()
+    assert "1 of 2 could not be run" in captured.err and "lost, checkpoint: not possible" in captured.out
+    assert "nowhere" in (place / "suite/report.html").read_text()
+
+
+def test_the_one_checkpoint_of_the_settings(place):
+    shutil.copytree(place / "one", place / "suite")
+    assert suite(place, {"near": KNN}, checkpoints=None).run() == 0
+    assert cells(place)[0]["checkpoint"] == "checkpoint"
+
+
+def test_figures_from_elsewhere_stand_beside(place):
+    engine = suite(place, {"near": KNN}, checkpoints={"one": [f"config.EVALUATE.weights={place / 'one'}"]})
+    engine.entries["near"]["references"] = {"a paper": 74.5}
+    engine.run()
+    assert "| reported: a paper | 74.5 |" in (place / "suite/results.md").read_text()
+    assert cells(place)[0]["references"] == {"a paper": 74.5}
+
+
+def test_mistakes_of_all_entries_are_told_before_anything_runs(place, counted):
+    wrong = {"a": ["config.EVALUATION.k=[0]"], "b": ["config=no/such"], "c": KNN}
+    with pytest.raises(SettingsError) as caught:
+        suite(place, wrong).run()
+    assert "ENGINE.entries.a (one): EVALUATION.k" in str(caught.value)
+    assert "ENGINE.entries.b (two): " in str(caught.value)
+    assert not counted and not (place / "suite/results.json").exists()
+    with pytest.raises(SettingsError, match=r"ENGINE\.entries is empty"):
+        SuiteEngine(suite(place, {}).loaded, entries={"gone": None}).run()
