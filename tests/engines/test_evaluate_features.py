@@ -119,3 +119,19 @@ def test_images_of_one_class(place, capsys, name):
 def test_layer_names_its_evaluation(name):
     layer = yaml.safe_load((LAYERS / f"{name}.yaml").read_text())
     assert layer["EVALUATION"]["name"] == name and layer["ENGINE"] == {"name": "evaluate"}
+
+
+def test_layers(place, capsys):
+    record, arrays, _ = evaluate(place, "layers", capsys, "dims=40", "costs=[0.001,0.01]")
+    assert list(record["subjects"]) == ["trained", "random init", "majority class"]
+    facts = record["subjects"]["trained"]
+    assert sorted(facts["metrics"]) == [f"top1_stage{stage}" for stage in (1, 2, 3, 4)]
+    stage = facts["details"]["stage"]
+    assert record["main"] == f"top1_stage{stage}"
+    assert 100 * arrays["correct_trained"].mean() == pytest.approx(facts["metrics"][record["main"]])
+    held = facts["details"]["held_out_per_stage"]
+    assert held[str(stage)] == max(held.values()) and len(held) == 4
+    record, _, _ = evaluate(place, "layers", capsys, "stages=[2]", "costs=[0.01]")
+    assert list(record["subjects"]["trained"]["metrics"]) == ["top1_stage2"]
+    with pytest.raises(UserError, match="asks for stage 5; this network has 4"):
+        evaluate(place, "layers", capsys, "stages=[5]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from vissl_like.utils.errors import UserError
 
 if TYPE_CHECKING:
     from vissl_like.evaluation.bench import Bench
+    from vissl_like.evaluation.subjects import Encoding
 
 MAJORITY = "majority class"
 
@@ -25,16 +27,19 @@ class Features:
     """Features of N images of a dataset.
 
     Attributes:
-        features: ``[N, F]`` float32 on the CPU.
+        features: ``[N, F]`` float32 on the CPU; perhaps mapped from a file and larger than the memory, so whoever wants
+            to change or copy them does so a part at a time.
         labels: ``[N]`` int64, or None where the dataset has none.
         indices: ``[N]`` int64 positions in the dataset, increasing.
         skipped: images that could not be read; they have no row.
+        file: temporary file that the rows are mapped from, which a store may take over; None where there is none.
     """
 
     features: Tensor
     labels: Tensor | None
     indices: Tensor
     skipped: list[Skipped] = field(default_factory=list)
+    file: Path | None = None
 
     def __len__(self) -> int:
         return int(self.features.shape[0])
@@ -119,11 +124,13 @@ class FeatureEvaluation(Evaluation):
 
     Attributes:
         device: where large products may be computed; features come and predictions go on the CPU.
+        encoding: what is taken of the network; None for its output.
     """
 
     pixels = True
     labelled = True
     device = torch.device("cpu")
+    encoding: Encoding | None = None
 
     def __call__(self, train: Features, test: Features, num_classes: int) -> EvaluationResult:
         """Evaluates.
@@ -140,7 +147,7 @@ class FeatureEvaluation(Evaluation):
 
     def run(self, bench: Bench) -> EvaluationResult | None:
         """Features of the probe images, then the measure, on the main process; see ``Evaluation``."""
-        train, test = bench.probe_features()
+        train, test = bench.probe_features(self.encoding)
         if not comm.is_main():
             return None
         self.device = bench.protocol.device

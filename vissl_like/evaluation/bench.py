@@ -93,18 +93,19 @@ class Bench:
         named = NamedImages(files, boxes=boxes, labels=labels, channels=self.look.channels, mean=mean, std=std)
         return Source(named, {"boxes": boxes})
 
-    def features(self, source: Source, encoding: Encoding = OUTPUT, **changes: Any) -> Features:
+    def features(self, source: Source, encoding: Encoding | None = None, **changes: Any) -> Features:
         """Features of some images, from the store where they are there.
 
         Args:
             source: the images.
-            encoding: what is taken of the network.
+            encoding: what is taken of the network, None for its output; pixels are pixels.
             changes: fields of ``Protocol`` that differ (``image_size``, ``resize``, ...).
         """
         protocol = dataclasses.replace(self.protocol, **changes)
-        return subject_features(self.subject, source, protocol, self.store, encoding)
+        taken = OUTPUT if encoding is None or self.subject.pixels else encoding
+        return subject_features(self.subject, source, protocol, self.store, taken)
 
-    def probe_features(self, encoding: Encoding = OUTPUT, **changes: Any) -> tuple[Features, Features]:
+    def probe_features(self, encoding: Encoding | None = None, **changes: Any) -> tuple[Features, Features]:
         """Features of the labelled images, to learn from and to be scored on; empty but on the main process.
 
         Pixels come without their mean, which makes them the stronger floor.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.evaluation.base import (
     EvaluationResult,
     FeatureEvaluation,
@@ -20,8 +18,7 @@ from vissl_like.evaluation.base import (
     required_labels,
     stratified_split,
 )
-from vissl_like.evaluation.bench import Bench
-from vissl_like.evaluation.subjects import OUTPUT, Encoding, Protocol
+from vissl_like.evaluation.subjects import OUTPUT, Encoding
 from vissl_like.meters.accuracy import AccuracyMeter
 from vissl_like.registry import EVALUATIONS
 from vissl_like.utils.errors import UserError
@@ -100,7 +97,8 @@ class LinearSgdEvaluation(FeatureEvaluation):
         self.rates = sorted(set(rates))
         self.epochs, self.batch_size, self.weight_decay = epochs, batch_size, weight_decay
         self.split, self.seed = split, seed
-        self.encoding = transformer_encoding(blocks, average_pool)
+        self.taken = transformer_encoding(blocks, average_pool)
+        self.encoding = self.taken
 
     def __call__(self, train: Features, test: Features, num_classes: int) -> EvaluationResult:
         """Evaluates; see ``FeatureEvaluation``.
@@ -129,14 +127,10 @@ class LinearSgdEvaluation(FeatureEvaluation):
             "weight_decay": self.weight_decay,
             "split": self.split,
             "seed": self.seed,
-            "features": self.encoding.name,
+            "features": self.taken.name,
             "notices": notices,
         }
         return EvaluationResult("linear_sgd", meter.value(), scores.argmax(dim=1), details)
-
-    def run(self, bench: Bench) -> EvaluationResult | None:
-        """See ``FeatureEvaluation``; with the features that the options ask for."""
-        return super().run(_encoded(bench, self.encoding))
 
     def _choose(
         self, features: Tensor, labels: Tensor, num_classes: int
@@ -279,19 +273,6 @@ def transformer_encoding(blocks: int, average_pool: bool) -> Encoding:
         return torch.cat([found[:, 0] for found in tokens], dim=-1)
 
     return Encoding("class and mean patch tokens" if average_pool else f"class tokens of {blocks} blocks", encode)
-
-
-def _encoded(bench: Bench, encoding: Encoding) -> Bench:
-    """A bench whose network gives something else than its output; pixels stay as they are."""
-    subject = bench.subject
-    if subject.pixels or encoding.encode is None:
-        return bench
-
-    def extract(dataset: ImageDataset, protocol: Protocol, _: Encoding) -> Features:
-        return subject.extract(dataset, protocol, encoding)
-
-    changed = dataclasses.replace(subject, extract=extract, identity=f"{subject.identity} {encoding.name}")
-    return dataclasses.replace(bench, subject=changed)
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

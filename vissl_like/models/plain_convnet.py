@@ -55,18 +55,42 @@ class PlainConvNet(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels from one place to the next in the map after each convolution and its ReLU (``stage_map``)."""
+        found, stride = [], 1
+        for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                found.append(stride)
+            elif isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+                step = layer.stride
+                stride *= step if isinstance(step, int) else step[0]
+        return tuple(found)
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The map after the first convolutions, each with its ReLU: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``.
+
+        Raises:
+            UserError: the images are too small to leave a map.
+        """
+        ends = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.ReLU)]
+        return self.features[: ends[stages - 1] + 1](self._front(images))
+
     def forward_map(self, images: Tensor) -> Tensor:
         """The last feature map before pooling to ``side``: ``[n, C, H, W] -> [n, F, h, w]``.
 
         Raises:
             UserError: the images are too small to leave a map.
         """
+        return self.features(self._front(images))
+
+    def _front(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < self.smallest:
             raise UserError(
                 f"{type(self).__name__} needs images of at least {self.smallest} px, got {images.shape[-2]} x "
                 f"{images.shape[-1]}. Use larger views, or another trunk."
             )
-        return self.features(images if self.sobel is None else self.sobel(images))
+        return images if self.sobel is None else self.sobel(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Output of the last fully connected layer: ``[n, C, H, W] -> [n, feature_dim]``."""
