@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 MAX_BYTES = 1 << 27
+MOST_VALUES = 10_000_000
 """The real files have about 1 MB."""
 GROUPS = ("easy", "hard", "junk")
 _NUMERIC = re.compile(r"[<>|=]?[iuf][1248]")
@@ -144,7 +145,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConvertError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        found = _plain(_Reader(io.BytesIO(content), encoding="latin1").load())
+        found = _plain(_Reader(io.BytesIO(content), encoding="latin1").load(), [MOST_VALUES])
     except ConvertError as error:
         raise ConvertError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -158,13 +159,17 @@ def read_pickle(path: Path) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, left: list[int]) -> Any:
+    """The value in JSON types; ``left`` counts down what may still come: shared lists can unfold without end."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ConvertError(f"the pickle holds more than {MOST_VALUES:,d} values, which no ground truth does")
     if isinstance(value, _Array):
         return value.values()
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, left) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, left) for key, item in value.items()}
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise ConvertError(f"the pickle holds a {type(value).__name__}; only lists, text and numbers are read")

@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from vissl_like.config.yaml_text import read_yaml
+from vissl_like.config.load import load_settings
 from vissl_like.data.datasets.base import DEFAULT_MEAN, DEFAULT_STD
 from vissl_like.models.weights import load_weights, read_state_dict
-from vissl_like.trainer.components import build_trunk
+from vissl_like.trainer.components import build_trunk, plain_values
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.files import sha256, write_atomic
 
@@ -40,6 +40,8 @@ def fill_by_position(trunk: nn.Module, path: Path, ignore: list[str]) -> str:
     Raises:
         UserError: there are fewer than the trunk has, a shape differs, or some are left over and not to be ignored.
     """
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path}: a safetensors file does not keep the order of its tensors; load it by name")
     found = list(read_state_dict(path).items())
     own = list(trunk.state_dict().items())
     if len(found) < len(own):
@@ -90,6 +92,8 @@ def import_backbone(
     for name, value in values.items():
         if len(value) != channels:
             raise UserError(f"--{name} has {len(value)} values for {channels} channel(s)")
+        if not all(0 <= entry <= 1 for entry in value) or (name == "std" and not all(value)):
+            raise UserError(f"--{name} is {list(value)}; values lie in 0..1, as pixels do, and std is above 0")
     trunk = build_trunk(section, channels)
     if by_position:
         said = fill_by_position(trunk, weights, ignore or [])
@@ -101,7 +105,7 @@ def import_backbone(
         "channels": channels,
         "feature_dim": trunk.feature_dim,
         **{name: list(value) for name, value in values.items()},
-        "source": f"{weights.name} sha256 {sha256(weights)}",
+        "imported_from": f"{weights.name} sha256 {sha256(weights)}",
     }
     tensors = {name: value.contiguous().clone() for name, value in trunk.state_dict().items()}
     try:
@@ -129,11 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     torch.manual_seed(0)
     try:
-        section, _ = read_yaml(given.trunk, "--trunk")
-        if isinstance(section, str):
-            section = {"name": section}
-        if not isinstance(section, dict) or "name" not in section:
-            raise UserError(f"--trunk is {given.trunk!r}; write it as in settings: '{{name: resnet, depth: 50}}'")
+        settings = load_settings(["config.ENGINE=evaluate", f"config.MODEL.TRUNK={given.trunk}"]).resolved
+        section = plain_values(settings.MODEL.TRUNK)
         said = import_backbone(
             given.weights,
             section,

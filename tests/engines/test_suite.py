@@ -2,11 +2,14 @@ import json
 import shutil
 
 import pytest
-from small_run import checkpoint, photos, settings
+import torch
+from small_run import RECORD, checkpoint, photos, settings
 
 from vissl_like.engines.suite import SuiteEngine
+from vissl_like.evaluation import subjects
 from vissl_like.evaluation.knn import KnnEvaluation
 from vissl_like.evaluation.linear import LinearEvaluation
+from vissl_like.models.trunks.resnet import ResNet
 from vissl_like.utils.errors import SettingsError
 
 KNN = ["config.EVALUATION={name: knn, k: [3]}"]
@@ -132,3 +135,58 @@ def test_mistakes_of_all_entries_are_told_before_anything_runs(place, counted):
     assert not counted and not (place / "suite/results.json").exists()
     with pytest.raises(SettingsError, match=r"ENGINE\.entries is empty"):
         SuiteEngine(suite(place, {}).loaded, entries={"gone": None}).run()
+
+
+def test_names_and_arguments_that_would_mislead(place):
+    weights = [f"config.EVALUATE.weights={place / 'one'}"]
+    mistaken = {"a b": [*KNN, "config.OUTPUT_DIR=elsewhere"], "a-b": [*KNN, "config.ENGINE=train"]}
+    with pytest.raises(SettingsError) as caught:
+        suite(place, mistaken, checkpoints={"raw pixels": weights, "\u6570\u636e": weights}).run()
+    text = str(caught.value)
+    assert "'raw pixels' is what a floor is called" in text
+    assert "are as good as in 'a b'" in text and "there are none" in text
+    assert "config.OUTPUT_DIR=elsewhere has no effect here, only on the command line" in text
+    assert "config.ENGINE=train has no effect" in text
+
+
+def test_weights_that_are_read_in_another_way_are_others(place, counted):
+    """One file, two networks in it: what counts is what was loaded."""
+    tensors = {}
+    for seed, name in enumerate(("student", "teacher")):
+        torch.manual_seed(seed)
+        net = ResNet(1, depth=10, width=0.125, stem="small")
+        tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
+    torch.save(tensors, place / "both.pth")
+    (place / "both.json").write_text(json.dumps({**RECORD, "mean": [0.5], "std": [0.25]}))
+    chosen = {
+        name: [
+            f"config.EVALUATE.weights={place / 'both.pth'}",
+            f"config.MODEL.WEIGHTS.prefix={name}.",
+            "config.MODEL.WEIGHTS.allow_unused=['*']",
+        ]
+        for name in ("student", "teacher")
+    }
+    assert suite(place, {"near": KNN}, checkpoints=chosen).run() == 0
+    assert len(counted) == 4  # both, untrained, pixels
+
+
+def test_features_outlive_a_suite_that_has_all_results(place, monkeypatch):
+    suite(place, {"near": KNN}).run()
+    suite(place, {"near": KNN}).run()
+    monkeypatch.setattr(subjects, "extract_features", None)  # would fail
+    assert suite(place, {"near": KNN, "line": LINEAR}).run() == 0
+
+
+def test_every_number_says_how_it_was_made(place):
+    suite(place, {"near": [*KNN, "config.EVALUATE.image_size=12"]}).run()
+    cell = cells(place)[0]
+    assert cell["settings"]["EVALUATE"]["image_size"] == 12 and cell["settings"]["EVALUATION"]["k"] == [3]
+    assert len(cell["weights"]["sha256"]) == 64 and cell["data"]["train"]["path"] == str(place / "train")
+    assert cell["subjects"]["trained"]["written"].endswith("Z") and cell["subjects"]["trained"]["versions"]["torch"]
+
+
+def test_results_that_cannot_be_kept_are_no_failure(place):
+    (place / "suite").mkdir()
+    (place / "suite/results").write_text("in the way")
+    assert suite(place, {"near": KNN}).run() == 0
+    assert any("is not kept" in text for text in cells(place)[0]["notices"])

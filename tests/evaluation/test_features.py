@@ -3,7 +3,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from processes import run_in_processes
 from tiny_data import ArrayDataset, random_images
 from torch import nn
 
@@ -154,18 +153,3 @@ def test_calibration_without_norms_or_images():
     assert calibrate_batch_norm(nn.Flatten(), ArrayDataset(random_images(3)), image_size=8) == 0
     with pytest.raises(UserError, match="at least two"):
         calibrate_batch_norm(net(), ArrayDataset(random_images(1)), image_size=8)
-
-
-def _shared(rank, world_size):
-    dataset = ArrayDataset(random_images(11), labels=range(11), broken=[3])
-    found = extract(net(), dataset, share=True)
-    return found.features, found.labels, found.indices, [item.path for item in found.skipped]
-
-
-def test_processes_share_the_images():
-    dataset = ArrayDataset(random_images(11), labels=range(11), broken=[3])
-    alone = extract(net(), dataset)
-    for features, labels, indices, skipped in run_in_processes(_shared, 2):
-        torch.testing.assert_close(features, alone.features)
-        assert torch.equal(labels, alone.labels) and torch.equal(indices, alone.indices)
-        assert skipped == ["memory[3]"]

@@ -108,3 +108,66 @@ def test_a_large_bank_gives_the_same_neighbours_as_a_plain_search(monkeypatch):
         similarity, position = nearest_rows(bank, queries, 5)
         assert torch.equal(position, plain.indices)
         torch.testing.assert_close(similarity, plain.values)
+
+
+def cosine_order(bank, queries, k):
+    """The definition, in float64: cosines and positions of the k nearest."""
+    bank, queries = bank.double(), queries.double()
+    cosines = (queries @ bank.T) / (queries.norm(dim=1)[:, None] * bank.norm(dim=1))
+    found = cosines.sort(dim=1, descending=True)
+    return found.values[:, :k], found.indices[:, :k]
+
+
+@pytest.mark.parametrize("faiss_rows", [100, 1000])
+@pytest.mark.parametrize("bank_rows", [13, 64, 1000])
+def test_rows_of_any_length_are_ranked_by_cosine(monkeypatch, faiss_rows, bank_rows):
+    generator = torch.Generator().manual_seed(1)
+    bank = torch.randn(300, 12, generator=generator) * torch.rand(300, 1, generator=generator).mul(9).exp()
+    queries = torch.randn(8, 12, generator=generator) * 50
+    monkeypatch.setattr(knn, "FAISS_ROWS", faiss_rows)
+    monkeypatch.setattr(knn, "BANK_ROWS", bank_rows)
+    similarity, position = nearest_rows(bank, queries, 20, cosine=True)  # more than the 13 rows of a part
+    expected = cosine_order(bank, queries, 20)
+    assert torch.equal(position, expected[1])
+    torch.testing.assert_close(similarity.double(), expected[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("faiss_rows", [100, 1000])
+def test_only_parts_of_the_bank_are_copied(monkeypatch, faiss_rows):
+    """Wide rows too: a limit in rows alone would copy all of a small bank of pixels."""
+    monkeypatch.setattr(knn, "FAISS_ROWS", faiss_rows)
+    monkeypatch.setattr(knn, "BANK_BYTES", 4 * 32 * 40)
+    monkeypatch.setattr(knn, "QUERY_BYTES", 4 * 32 * 25)
+    normalised = []
+    original = torch.nn.functional.normalize
+
+    def spy(rows, **options):
+        normalised.append(rows)
+        return original(rows, **options)
+
+    monkeypatch.setattr(knn.functional, "normalize", spy)
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(500, 32, generator=generator), torch.randn(60, 32, generator=generator)
+    labels = torch.randint(0, 3, (500,), generator=generator)
+    found = weighted_knn(bank, labels, queries, k=[5], temperature=0.1, num_classes=3)[5]
+    assert max(len(rows) for rows in normalised) == 40
+    assert sum(len(rows) for rows in normalised) == 3 * 500 + 60  # once for each 25 queries
+    cosines, order = cosine_order(bank, queries, 5)
+    votes = torch.zeros(60, 3, dtype=torch.float64).scatter_add_(1, labels[order], (cosines / 0.1).exp())
+    assert torch.equal(found, votes.argmax(dim=1))
+
+
+@pytest.mark.parametrize("faiss_rows", [1, 100])
+def test_rows_of_zeros_and_no_queries(monkeypatch, faiss_rows):
+    monkeypatch.setattr(knn, "FAISS_ROWS", faiss_rows)
+    bank = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [3.0, 0.0]])
+    similarity, position = nearest_rows(bank, torch.tensor([[2.0, 0.0]]), 3, cosine=True)
+    assert similarity.tolist() == [[1.0, 0.0, -1.0]] and position.tolist() == [[2, 0, 1]]
+    assert nearest_rows(bank, torch.empty(0, 2), 2)[1].shape == (0, 2)
+
+
+def test_half_precision_banks_are_compared_in_float32():
+    bank = BANK.half()
+    similarity, position = nearest_rows(bank, QUERY.half(), 4, cosine=True)
+    assert similarity.dtype == torch.float32 and position.tolist() == [[0, 1, 2, 3]]
+    torch.testing.assert_close(similarity, torch.tensor([[1.0, 0.8, 0.6, -1.0]]), atol=1e-3, rtol=0)

@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -90,3 +91,11 @@ def test_senseless_requests():
         LowShotEvaluation()(blobs(9, labels=[1] * 9), blobs(3), 3)
     with pytest.raises(UserError, match="training images have no labels"):
         LowShotEvaluation()(Features(torch.ones(2, 2), None, torch.arange(2)), blobs(3, 2), 3)
+
+
+def test_one_image_a_class_is_nothing_to_warn_of():
+    labels = torch.arange(30)
+    features = Features(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), labels, torch.arange(30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LowShotEvaluation(shots=[1], draws=1)(features, features, 30)

@@ -9,10 +9,11 @@ from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.knn import KnnEvaluation
 from vissl_like.evaluation.results import ResultStore, result_key
 from vissl_like.evaluation.scoring import Scored, score
-from vissl_like.evaluation.subjects import Look, Protocol, Source, pixel_subject
+from vissl_like.evaluation.subjects import Look, Protocol, Source, feature_key, pixel_subject
 from vissl_like.records import Skipped
 
 PROTOCOL = Protocol(image_size=8)
+SOURCE = Source(ArrayDataset(random_images(4)))
 
 
 def bench(labels=(0, 1, 0, 1), protocol=PROTOCOL):
@@ -39,6 +40,7 @@ def test_a_result_comes_back_whole(tmp_path):
     store.put("k", scored)
     found = store.get("k")
     assert found.name == "raw pixels" and found.seconds == scored.seconds
+    assert found.written == scored.written != "" and found.versions == scored.versions and found.versions["torch"]
     same(scored.result, found.result)
     bare = Scored("net", EvaluationResult("svm", {"map": 50.0}, main="map"), 1.5)
     store.put("bare", bare)
@@ -74,4 +76,13 @@ def test_whatever_a_result_depends_on_is_in_its_key():
         key(other=dataclasses.replace(bench(), subject=dataclasses.replace(pixel_subject(), identity="other weights"))),
     }
     assert len(keys) == 8 and key() == key()
+    other = {"image_size": 9, "resize": 9, "fit": "squash", "interpolation": "bicubic", "max_images": 3, "seed": 1}
+    same_result = ("batch_size", "device", "workers", "plugins", "start_method", "channels_last", "folder")
+    for field in dataclasses.fields(Protocol):
+        if field.name not in same_result:
+            changed = dataclasses.replace(PROTOCOL, **{field.name: other[field.name]})
+            assert key(other=bench(protocol=changed)) != key(), field.name
+            if field.name != "seed":
+                assert feature_key(pixel_subject(), SOURCE, changed) != feature_key(pixel_subject(), SOURCE, PROTOCOL)
+    assert key(other=dataclasses.replace(bench(), look=Look(3, (0.5,) * 3, (0.25,) * 3))) != key()
     assert bench().probe_identity() != bench([1, 1, 0, 1]).probe_identity()

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vissl_like.evaluation import descriptors
+from vissl_like.evaluation.base import LeftOut
 from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.retrieval import RetrievalEvaluation
 from vissl_like.evaluation.subjects import Look, Protocol, network_subject, pixel_subject
@@ -260,9 +261,9 @@ def test_pixels_that_do_not_fit(place, monkeypatch):
     assert evaluation(place).pixels and not evaluation(place, fit="longest").pixels
     with pytest.raises(UserError, match=r"EVALUATION\.fit=squash"):
         evaluation(place, fit="longest").run(pixel_bench())
-    monkeypatch.setattr(descriptors, "too_many_pixels", lambda dataset, protocol: "too many")
-    with pytest.warns(UserWarning, match="12 images of 8 px would not fit"):
-        assert evaluation(place).run(pixel_bench()) is None
+    monkeypatch.setattr(descriptors, "MOST_PIXEL_BYTES", 4 * 8 * 8 * 12)
+    with pytest.raises(LeftOut, match=r"1\d images of 8 px would take 0\.0 GiB"):
+        evaluation(place).run(pixel_bench())
 
 
 def test_one_process_has_the_result(place, monkeypatch):

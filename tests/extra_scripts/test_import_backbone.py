@@ -55,7 +55,10 @@ def test_by_position(file):
         (["--by-position"], "{name: resnet, depth: 10, width: 0.25}", "not the same network"),
         (["--by-position"], "{name: resnet, depth: 50, width: 0.125}", "the trunk has"),
         ([], "{name: resnet, depth: 10, width: 0.25}", "shapes differ"),
-        ([], "[1]", "write it as in settings"),
+        ([], "[1]", "MODEL.TRUNK"),
+        ([], "{name: resnet, depht: 10}", "Did you mean 'depth'"),
+        ([], "{name: resnet, depth: 11}", "one of 10, 18"),
+        (["--std", "0", "1", "1"], TRUNK, "std is above 0"),
         (["--channels", "2"], TRUNK, "--channels is 2"),
         (["--mean", "0.5"], TRUNK, "--mean has 1 values for 3 channel"),
     ],
@@ -75,4 +78,4 @@ def test_an_evaluation_takes_the_folder(file, tmp_path):
     look = look_of(resolved, weights)
     trunk, notices = build_trained(resolved, weights, look)
     assert look.channels == 3 and trunk.conv1.weight.shape[1] == 3 and any("channels (3)" in text for text in notices)
-    assert json.loads((out / "backbone.json").read_text())["source"].startswith("net.pth sha256 ")
+    assert json.loads((out / "backbone.json").read_text())["imported_from"].startswith("net.pth sha256 ")

@@ -5,12 +5,16 @@ Collectives here never change their argument, and return it unchanged (not a cop
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = datetime.timedelta(days=7)
+_patient: Any = None
 
 
 def active() -> bool:
@@ -93,6 +97,32 @@ def all_gather_object(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def prepare_patience() -> None:
+    """Makes the group that ``gather_patiently`` waits in; every process calls it before anything that may take long."""
+    global _patient
+    if active() and _patient is None:
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def gather_patiently(value: Any) -> list[Any]:
+    """As ``all_gather_object``, where processes may arrive hours apart: one has been computing alone.
+
+    ``prepare_patience`` comes first.
+    """
+    if not active():
+        return [value]
+    assert _patient is not None
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_patient)
+    return values
+
+
+def forget_patience() -> None:
+    """The group goes with those that it stands beside."""
+    global _patient
+    _patient = None
 
 
 def broadcast_object(value: Any) -> Any:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from typing import Any
 
+from vissl_like.distributed import comm
 from vissl_like.plugins import announce_plugins
 from vissl_like.registry import ENGINES
 from vissl_like.utils.environment import available_cores
@@ -127,6 +128,7 @@ def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> i
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # The data-parallel wrapper lies in reference cycles; it must not outlive the group whose threads it uses.
             gc.collect()
+            comm.forget_patience()
             torch.distributed.destroy_process_group()
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vissl_like.data.named import NamedImages
 from vissl_like.distributed import comm
 from vissl_like.engines.train import prepare_folder
@@ -19,7 +21,7 @@ from vissl_like.engines.trained import (
     trained_identity,
     trunk_section,
 )
-from vissl_like.evaluation.base import Evaluation
+from vissl_like.evaluation.base import Evaluation, LeftOut
 from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.record import make_record, summary, write_results
 from vissl_like.evaluation.results import ResultStore, result_key
@@ -137,17 +139,22 @@ def measure(given: SetUp, store: FeatureStore, folder: Path, results: ResultStor
         UserError: one cannot be measured; every process raises it.
     """
     scored: list[Scored] = []
+    comm.prepare_patience()
     for subject in given.subjects:
-        error: UserError | None = None
+        problem: str | None = None
         try:
             found = _one(given, given.bench(subject, store, folder), results)
             scored += [] if found is None else [found]
-        except UserError as caught:
-            error = caught
-        # The main process computes alone what the others must not wait for in vain.
-        failure = comm.broadcast_object(None if error is None else str(error))
-        if failure is not None:
-            raise UserError(failure)
+        except LeftOut as reason:
+            given.notices.append(str(reason))
+        except UserError as error:
+            problem = str(error)
+        except torch.OutOfMemoryError as error:
+            problem = f"the GPU's memory is full; lower EVALUATE.batch_size or the size of images ({error})"
+        # The main process may compute alone for long; whoever fails, the others must not wait in vain.
+        problems = [found for found in comm.gather_patiently(problem) if found is not None]
+        if problems:
+            raise UserError(problems[0])
     chance = scored[0].result.chance if len(scored) > 1 else None
     return scored if chance is None else [*scored, Scored(chance.name, chance)]
 
@@ -162,25 +169,35 @@ def _one(given: SetUp, bench: Bench, results: ResultStore | None) -> Scored | No
         return kept
     found = score(bench, given.evaluation)
     if found is not None:
-        results.put(key, found)
+        try:
+            results.put(key, found)
+        except OSError as error:
+            given.notices.append(f"the result of {bench.subject.name} is not kept in {results.folder}: {error}")
     return found
 
 
 def record_of(loaded: Any, given: SetUp, scored: list[Scored]) -> dict[str, Any]:
     """Everything about an evaluation but the predictions; see ``make_record``."""
-    settings, weights = loaded.resolved, given.weights
     return make_record(
         scored,
-        name=settings.EVALUATION.name,
-        weights={"path": str(weights.path), "sha256": weights.digest, "backbone": weights.record},
-        data={} if given.probe is None else given.probe.facts(),
-        settings={
+        name=loaded.resolved.EVALUATION.name,
+        **origin_of(loaded, given),
+        notices=[*given.notices, *remarks(scored)],
+    )
+
+
+def origin_of(loaded: Any, given: SetUp) -> dict[str, Any]:
+    """Weights, images and settings that results come from, for the record."""
+    settings, weights = loaded.resolved, given.weights
+    return {
+        "weights": {"path": str(weights.path), "sha256": weights.digest, "backbone": weights.record},
+        "data": {} if given.probe is None else given.probe.facts(),
+        "settings": {
             "EVALUATION": plain_values(settings.EVALUATION),
             "EVALUATE": plain_values(settings.EVALUATE),
             "SEED": settings.SEED,
         },
-        notices=[*given.notices, *remarks(scored)],
-    )
+    }
 
 
 def remarks(scored: list[Scored]) -> list[str]:
@@ -230,7 +247,7 @@ def choose_subjects(
     """The trained network first, then the floors that were asked for; and remarks."""
     trunk, notices = build_trained(settings, weights, look)
     section = trunk_section(settings, weights.record)
-    subjects = [network_subject(TRAINED, trained_identity(settings, weights), trunk, protocol)]
+    subjects = [network_subject(TRAINED, trained_identity(settings, weights, trunk), trunk, protocol)]
     if not settings.EVALUATE.floors:
         return subjects, notices
     calibration = typical_images(evaluation, look) if probe is None else probe.train

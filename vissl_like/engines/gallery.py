@@ -67,7 +67,7 @@ def open_gallery(loaded: Any, weights: Weights, output_dir: Path) -> Gallery:
         align_classes(source.dataset, query.dataset)
     trunk, _ = build_trained(loaded.resolved, weights, look)
     full = protocol_of(loaded)
-    subject = network_subject(TRAINED, trained_identity(loaded.resolved, weights), trunk, full, share=False)
+    subject = network_subject(TRAINED, trained_identity(loaded.resolved, weights, trunk), trunk, full, share=False)
     store = FeatureStore(output_dir / "features")
 
     def features(images: Source) -> Features:

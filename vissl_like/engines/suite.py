@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 from vissl_like.config.load import LoadedSettings, load_settings
 from vissl_like.distributed import comm
-from vissl_like.engines.evaluate import measure, prepare
-from vissl_like.engines.suite_tables import Cell, markdown, suite_page
+from vissl_like.engines.evaluate import measure, origin_of, prepare
+from vissl_like.engines.suite_tables import REFERENCE, Cell, markdown, suite_page
 from vissl_like.engines.train import prepare_folder
+from vissl_like.evaluation.base import MAJORITY
 from vissl_like.evaluation.results import ResultStore
 from vissl_like.evaluation.scoring import Scored
 from vissl_like.evaluation.store import FeatureStore
-from vissl_like.evaluation.subjects import slug_of
+from vissl_like.evaluation.subjects import PIXELS, RANDOM, slug_of
 from vissl_like.registry import ENGINES
 from vissl_like.utils.environment import describe_environment
 from vissl_like.utils.errors import SettingsError, UserError
 from vissl_like.utils.files import write_atomic, write_json
 from vissl_like.visualize.page import render_page
 
+OF_THE_SUITE = ("config.ENGINE", "config.OUTPUT_DIR", "config.DISTRIBUTED", "config.REPORT")
 ONLY = "checkpoint"
 """Name of the checkpoint where ENGINE.checkpoints names none."""
 
@@ -79,17 +82,19 @@ class SuiteEngine:
             cell = Cell(job.entry, job.checkpoint, references=job.references)
             try:
                 given = prepare(job.loaded, folder)
-                cell.notices = given.notices
+                cell.notices, cell.made = given.notices, origin_of(job.loaded, given)
                 cell.scored = measure(given, features, folder / "files" / slug_of(job.name), results)
             except UserError as error:
                 cell.problem = str(error)
             cells.append(cell)
+            seconds = time.perf_counter() - start
             if comm.is_main():
                 said = cell.problem or _told(cell.scored)
-                print(f"[{number}/{len(jobs)}] {job.name}, {time.perf_counter() - start:.0f} s: {said}", flush=True)
-                self._write(folder, cells, len(jobs))
+                print(f"[{number}/{len(jobs)}] {job.name}, {seconds:.0f} s: {said}", flush=True)
+            problem = comm.broadcast_object(self._write(folder, cells, len(jobs)) if comm.is_main() else None)
+            if problem is not None:
+                raise UserError(problem)
         if comm.is_main():
-            features.drop_unused()
             print(f"\n{markdown(cells)}\nreport: {folder / 'report.html'}", flush=True)
         failed = [cell for cell in cells if cell.problem]
         if failed and comm.is_main():
@@ -104,10 +109,16 @@ class SuiteEngine:
         """
         if not self.entries:
             raise SettingsError(["ENGINE.entries is empty: name at least one evaluation"])
-        jobs, problems = [], []
+        jobs: list[Job] = []
+        problems = [*_name_problems(self.entries, "entries"), *_name_problems(self.checkpoints, "checkpoints")]
         for name, entry in self.entries.items():
             for checkpoint, chosen in self.checkpoints.items():
                 arguments = [*entry.get("arguments", []), *chosen]
+                problems += [
+                    f"ENGINE.entries.{name} ({checkpoint}): {argument} has no effect here, only on the command line"
+                    for argument in arguments
+                    if argument.startswith(OF_THE_SUITE)
+                ]
                 try:
                     loaded = load_settings([*arguments, "config.ENGINE=evaluate"], self.loaded)
                 except UserError as error:
@@ -119,8 +130,8 @@ class SuiteEngine:
             raise SettingsError(list(dict.fromkeys(problems)))
         return jobs
 
-    def _write(self, folder: Path, cells: list[Cell], total: int) -> None:
-        """Everything so far; each file is replaced as a whole."""
+    def _write(self, folder: Path, cells: list[Cell], total: int) -> str | None:
+        """Everything so far; each file is replaced as a whole. What keeps it from being written, None if nothing."""
         record = {
             "finished": sum(not cell.problem for cell in cells),
             "wanted": total,
@@ -132,7 +143,8 @@ class SuiteEngine:
             write_atomic(folder / "results.md", markdown(cells))
             write_atomic(folder / "report.html", render_page(suite_page(folder, cells, total)))
         except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+            return f"{folder} cannot be written: {error.strerror or error}"
+        return None
 
 
 @dataclass
@@ -148,6 +160,20 @@ class Job:
     def name(self) -> str:
         """Both names."""
         return self.entry if self.checkpoint == ONLY else f"{self.entry}, {self.checkpoint}"
+
+
+def _name_problems(names: Iterable[str], what: str) -> list[str]:
+    """Names that would be taken for a floor's in a table, or share a folder."""
+    problems, folders = [], dict[str, str]()
+    for name in names:
+        if name in (RANDOM, PIXELS, MAJORITY) or name.startswith(REFERENCE):
+            problems.append(f"ENGINE.{what}: {name!r} is what a floor is called; take another name")
+        slug = slug_of(name)
+        if not slug or slug in folders:
+            as_good_as = f" are as good as in {folders[slug]!r}" if slug else ": there are none"
+            problems.append(f"ENGINE.{what}: {name!r}: Latin letters and digits tell folders apart{as_good_as}")
+        folders[slug] = name
+    return problems
 
 
 def _told(scored: list[Scored]) -> str:

@@ -19,7 +19,16 @@ REFERENCE = "reported"
 
 @dataclass
 class Cell:
-    """One entry of one checkpoint: results (the trained network first, then its floors), or why there are none."""
+    """One entry of one checkpoint: results (the trained network first, then its floors), or why there are none.
+
+    Attributes:
+        entry, checkpoint: names.
+        scored: results.
+        problem: why there are none.
+        notices: what the user should know.
+        references: percentages from elsewhere.
+        made: weights, images and settings that the results come from.
+    """
 
     entry: str
     checkpoint: str
@@ -27,6 +36,7 @@ class Cell:
     problem: str = ""
     notices: list[str] = field(default_factory=list)
     references: dict[str, float] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -39,6 +49,8 @@ class Cell:
                 "test_images": row.result.test_images,
                 "skipped": len(row.result.skipped),
                 "seconds": round(row.seconds, 2),
+                "written": row.written,
+                "versions": row.versions,
             }
             for row in self.scored
         }
@@ -49,6 +61,7 @@ class Cell:
             "subjects": rows,
             "differences": differences(self.scored) if self.scored else {},
             "references": self.references,
+            **self.made,
             "notices": [*self.notices, *_remarks(self)],
         }
 

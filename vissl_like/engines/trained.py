@@ -13,7 +13,7 @@ from vissl_like.data.datasets.base import DEFAULT_MEAN, DEFAULT_STD
 from vissl_like.data.loader import auto_workers
 from vissl_like.distributed import comm
 from vissl_like.evaluation.subjects import Look, Protocol, Source
-from vissl_like.models.weights import load_weights, read_backbone
+from vissl_like.models.weights import load_weights, read_backbone, state_digest
 from vissl_like.trainer.build import choose_device
 from vissl_like.trainer.checkpoint import CheckpointStore
 from vissl_like.trainer.components import build_dataset, build_trunk, plain_values
@@ -153,9 +153,9 @@ def build_trained(settings: Any, weights: Weights, look: Look) -> tuple[nn.Modul
     return trunk, [str(report), *notices]
 
 
-def trained_identity(settings: Any, weights: Weights) -> str:
-    """Text that differs whenever the trained network would."""
-    return f"{trunk_section(settings, weights.record)} {weights.digest}"
+def trained_identity(settings: Any, weights: Weights, trunk: nn.Module) -> str:
+    """Text that differs whenever the trained network would: its architecture, and what has been loaded into it."""
+    return f"{trunk_section(settings, weights.record)} {state_digest(trunk)}"
 
 
 def trunk_section(settings: Any, record: dict[str, Any]) -> dict[str, Any]:

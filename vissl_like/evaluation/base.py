@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 MAJORITY = "majority class"
 
 
+class LeftOut(Exception):
+    """A floor that cannot be measured here, and why; the others are. Every process raises it alike."""
+
+
 @dataclass
 class Features:
     """Features of N images of a dataset.

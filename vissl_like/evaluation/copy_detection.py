@@ -17,7 +17,7 @@ from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.descriptors import (
     common_notices,
     further_images,
-    pixels_fit,
+    require_room,
     row_table,
     rows_at,
     unit_rows,
@@ -132,8 +132,8 @@ class CopyDetectionEvaluation(Evaluation):
             UserError: files are missing or wrong, or no original of the block that counts can be read.
         """
         database_source = self._database(bench)
-        if not pixels_fit(bench, database_source.dataset, self.image_size):
-            return None
+        queries = sum(len(block.queries) for block in self.copies.blocks.values())
+        require_room(bench, len(database_source.dataset) + queries, self.image_size)
         changes = {**whole_set(self.image_size, "squash"), "interpolation": "bicubic"}
         encoding = CLS_GEM if self.pooling == "cls_gem" and not bench.subject.pixels else OUTPUT
         database = bench.features(database_source, encoding, **changes)

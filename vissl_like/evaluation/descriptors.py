@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
-from vissl_like.data.datasets.base import ImageDataset
-from vissl_like.evaluation.base import Features
+from vissl_like.evaluation.base import Features, LeftOut
 from vissl_like.evaluation.bench import Bench
-from vissl_like.evaluation.subjects import Source, too_many_pixels
+from vissl_like.evaluation.subjects import MOST_PIXEL_BYTES, Source
 from vissl_like.registry import DATASETS
 from vissl_like.utils.errors import UserError
 
@@ -59,19 +56,25 @@ def whole_set(image_size: int, fit: str) -> dict[str, Any]:
     return {"image_size": image_size, "resize": None, "fit": fit, "max_images": None}
 
 
-def pixels_fit(bench: Bench, dataset: ImageDataset, image_size: int) -> bool:
-    """Whether the subject is a network, or its pixels fit into memory; warns if they do not."""
+def require_room(bench: Bench, images: int, image_size: int) -> None:
+    """Looks whether pixels fit into memory, if pixels are measured.
+
+    Args:
+        bench: says what is measured.
+        images: how many there are in all.
+        image_size: side of the square that they become.
+
+    Raises:
+        LeftOut: they do not.
+    """
     if not bench.subject.pixels:
-        return True
-    protocol = dataclasses.replace(bench.protocol, image_size=image_size, max_images=None)
-    if too_many_pixels(dataset, protocol) is None:
-        return True
-    warnings.warn(
-        f"raw pixels are left out: {len(dataset):,d} images of {image_size} px would not fit into memory. A smaller "
-        "EVALUATION.image_size would have them.",
-        stacklevel=2,
-    )
-    return False
+        return
+    size = 4 * images * bench.look.channels * image_size**2
+    if size > MOST_PIXEL_BYTES:
+        raise LeftOut(
+            f"raw pixels are left out: {images:,d} images of {image_size} px would take {size / 2**30:.1f} GiB. A "
+            "smaller EVALUATION.image_size would have them."
+        )
 
 
 def unread_notices(skipped: int, lost: int, what: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,7 +19,8 @@ from vissl_like.data.transforms.center import Center
 from vissl_like.data.transforms.whole import Longest, Squashed
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features
-from vissl_like.records import Batch, Skipped
+from vissl_like.evaluation.collect import all_unreadable, collect, gather, labels_of, require_rows
+from vissl_like.records import Batch
 from vissl_like.utils.errors import UserError
 
 Encode = Callable[[nn.Module, Tensor], Tensor]
@@ -26,7 +28,8 @@ Fit = Literal["crop", "squash", "longest"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 CALIBRATION_IMAGES = 1024
-GATHER_ROWS = 4096
+MOST_BYTES = 2 * 2**30
+"""Features of one set above this are held in a file where there is a folder for it."""
 
 
 def extract_features(
@@ -46,6 +49,7 @@ def extract_features(
     channels_last: bool = False,
     encode: Encode | None = None,
     share: bool = False,
+    folder: Path | None = None,
 ) -> Features:
     """Features of a dataset's images in float32, without augmentation, in the dataset's order.
 
@@ -69,9 +73,13 @@ def extract_features(
         encode: what is taken of the network, ``(trunk, images [n, C, H, W]) -> [n, F]``; None for its output.
         share: the processes of the run divide the images among them and each returns all features; every process must
             call this then.
+        folder: features of more than ``MOST_BYTES`` are not held in memory but in a file here, mapped, and with
+            ``share`` the main process alone has them, the others get no rows. The file goes when the features do,
+            unless a store in this folder takes it. None holds everything in memory.
 
     Raises:
-        UserError: no image can be read, or features are not finite.
+        UserError: no image can be read, features are not finite, or the file cannot be written; with ``share`` every
+            process raises what one does.
     """
     normalise = Normalise(dataset.mean, dataset.std, torch.device(device), channels_last)
 
@@ -79,22 +87,29 @@ def extract_features(
         images = normalise(batch.views[0])
         return (trunk(images) if encode is None else encode(trunk, images)).float().cpu()
 
-    batches = _batches(
-        dataset,
-        image_size,
-        resize,
-        fit,
-        interpolation,
-        batch_size,
-        workers,
-        plugins,
-        start_method,
-        _order(dataset, max_images, share),
-    )
-    with frozen(trunk), untouched_randomness(torch.device(device)):
-        found = _collect(batches, take)
-    if share and comm.active():
-        found = _gather(found, torch.device(device))
+    target, sharing = torch.device(device), share and comm.active()
+    order = evenly_spread(len(dataset), len(dataset) if max_images is None else max_images).tolist()
+    own = order[comm.rank() :: comm.world_size()] if sharing else order
+    batches = _batches(dataset, image_size, resize, fit, interpolation, batch_size, workers, plugins, start_method, own)
+    found: Features | None = None
+    failure: str | None = None
+    try:
+        with frozen(trunk), untouched_randomness(target):
+            found = collect(batches, take, dataset, folder, MOST_BYTES // (comm.local_world_size() if sharing else 1))
+    except UserError as error:
+        if not sharing:
+            raise
+        # One process of several may have unreadable images only: it brings no rows then, and the run goes on.
+        skipped = all_unreadable(dataset, own)
+        if skipped is None:
+            failure = str(error)
+        else:
+            nothing = torch.empty(0, dtype=torch.int64)
+            found = Features(torch.empty(0, 0), labels_of(dataset, nothing), nothing, skipped)
+    if sharing:
+        return gather(found, failure, dataset, target, folder, MOST_BYTES)
+    assert found is not None
+    require_rows(len(found), found.skipped)
     return found
 
 
@@ -118,19 +133,13 @@ def raw_pixel_features(
     Raises:
         UserError: no image can be read.
     """
+    order = evenly_spread(len(dataset), len(dataset) if max_images is None else max_images).tolist()
     batches = _batches(
-        dataset,
-        image_size,
-        resize,
-        fit,
-        interpolation,
-        batch_size,
-        workers,
-        plugins,
-        start_method,
-        _order(dataset, max_images, share=False),
+        dataset, image_size, resize, fit, interpolation, batch_size, workers, plugins, start_method, order
     )
-    return _collect(batches, lambda batch: batch.views[0].flatten(1).float() / 255)
+    found = collect(batches, lambda batch: batch.views[0].flatten(1).float() / 255, dataset, None, MOST_BYTES)
+    require_rows(len(found), found.skipped)
+    return found
 
 
 def calibrate_batch_norm(
@@ -219,11 +228,6 @@ def _precise_statistics() -> Callable[..., None]:
     return update_bn_stats
 
 
-def _order(dataset: ImageDataset, max_images: int | None, share: bool) -> list[int]:
-    order = evenly_spread(len(dataset), len(dataset) if max_images is None else max_images)
-    return (order[comm.rank() :: comm.world_size()] if share else order).tolist()
-
-
 def _batches(
     dataset: ImageDataset,
     image_size: int,
@@ -246,51 +250,3 @@ def _batches(
     return iterate_images(
         dataset, transform, batch_size, workers, plugins=plugins, indices=order, start_method=start_method
     )
-
-
-def _collect(batches: Iterable[Batch], encode: Callable[[Batch], Tensor]) -> Features:
-    features, labels, indices = [], [], []
-    skipped: list[Skipped] = []
-    with torch.inference_mode():
-        for batch in batches:
-            features.append(encode(batch))
-            indices.append(batch.index)
-            skipped += batch.skipped
-            if batch.label is not None:
-                labels.append(batch.label)
-    if not features:
-        raise UserError("there is no image to take features of")
-    # Outside of inference mode, so that the joined tensors are ordinary ones.
-    joined, index = torch.cat(features), torch.cat(indices)
-    broken = ~joined.isfinite().all(dim=1)
-    if broken.any():
-        raise UserError(
-            f"the features of {int(broken.sum())} of {len(joined)} images are not finite, the first is image "
-            f"{int(index[broken][0])} of the dataset. The weights are broken (a diverged run?); use an earlier "
-            "checkpoint."
-        )
-    return Features(joined, torch.cat(labels) if labels else None, index, skipped)
-
-
-def _gather(local: Features, device: torch.device) -> Features:
-    """All processes' rows in the dataset's order."""
-    index = _gather_rows(local.indices, device)
-    order = index.argsort()
-    labels = None if local.labels is None else _gather_rows(local.labels, device)[order]
-    skipped = [item for part in comm.all_gather_object(local.skipped) for item in part]
-    return Features(_gather_rows(local.features, device)[order], labels, index[order], skipped)
-
-
-def _gather_rows(rows: Tensor, device: torch.device) -> Tensor:
-    """Rows of all processes on the CPU, which may have different numbers of them; a bounded part at a time."""
-    counts = comm.all_gather_object(len(rows))
-    parts: list[list[Tensor]] = [[] for _ in counts]
-    for start in range(0, max(counts), GATHER_ROWS):
-        height = min(GATHER_ROWS, max(counts) - start)
-        padded = rows.new_zeros(height, *rows.shape[1:])
-        own = rows[start : start + height]
-        padded[: len(own)] = own
-        gathered = comm.all_gather(padded.to(device)).cpu().split(height)
-        for part, block, count in zip(parts, gathered, counts, strict=True):
-            part.append(block[: max(0, min(height, count - start))])
-    return torch.cat([block for part in parts for block in part])

@@ -18,6 +18,10 @@ from vissl_like.utils.kinds import Count, Positive
 QUERY_ROWS = 512
 BANK_ROWS = 16384
 """Rows of queries and of the bank that are compared at a time: 32 MiB of float32 similarities."""
+BANK_BYTES = 128 * 2**20
+"""Most bytes of the bank's rows that are copied at a time."""
+QUERY_BYTES = 512 * 2**20
+"""Most bytes of queries for which the bank is gone through once."""
 FAISS_ROWS = 16384
 """Banks above this are searched by faiss on a CPU; below it, importing faiss would cost more than it saves."""
 DEFAULT_K = [20]
@@ -51,54 +55,87 @@ def weighted_knn(
 
 
 def knn_votes(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: list[int], temperature: float, num_classes: int
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    *,
+    k: list[int],
+    temperature: float,
+    num_classes: int,
+    device: torch.device | None = None,
 ) -> Iterator[dict[int, Tensor]]:
-    """Votes ``[m, C]`` by k for stretches of m queries in order; arguments as in ``weighted_knn``.
+    """Votes ``[m, C]`` by k for stretches of m queries in order; arguments as in ``weighted_knn`` and ``nearest_rows``.
 
     The votes of a query are relative to its nearest neighbour's weight, so that no temperature overflows.
     """
-    bank = functional.normalize(bank.float(), dim=1)
-    bank_labels = bank_labels.to(bank.device)
+    device = bank.device if device is None else device
+    bank_labels = bank_labels.to(device)
     widest = min(max(k), len(bank))
-    for rows in queries.split(QUERY_ROWS):
-        rows = functional.normalize(rows.to(bank.device).float(), dim=1)
-        similarity, position = nearest_rows(bank, rows, widest)
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        labels = bank_labels[position]
-        votes = {}
-        for size in k:
-            table = torch.zeros(len(rows), num_classes, device=bank.device)
-            votes[size] = table.scatter_add_(1, labels[:, :size], weights[:, :size])
-        yield votes
+    for block in queries.split(_rows_of(queries, QUERY_BYTES)):
+        similarity, position = nearest_rows(bank, block, widest, cosine=True, device=device)
+        for near, where in zip(similarity.split(QUERY_ROWS), position.split(QUERY_ROWS), strict=True):
+            weights = ((near - near[:, :1]) / temperature).exp()
+            labels = bank_labels[where]
+            votes = {}
+            for size in k:
+                table = torch.zeros(len(near), num_classes, device=device)
+                votes[size] = table.scatter_add_(1, labels[:, :size], weights[:, :size])
+            yield votes
 
 
-def nearest_rows(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank with the highest inner product, nearest first; the full matrix never exists.
+def nearest_rows(
+    bank: Tensor, queries: Tensor, k: int, *, cosine: bool = False, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k rows of the bank with the highest inner product, nearest first.
 
-    On a CPU a large bank is searched by faiss, which is faster than torch there; the neighbours are the same up to
-    ties.
+    The bank is gone through once, a bounded number of rows at a time, and only so much of it is ever copied: it may be
+    mapped from a file and larger than the memory. The full matrix of products never exists either. On a CPU a large
+    bank is searched by faiss, which is faster than torch there; the neighbours are the same up to ties.
 
     Args:
         bank: ``[N, F]``.
         queries: ``[m, F]``.
         k: at most N.
+        cosine: rank by the cosine; rows may have any length then.
+        device: where the products are computed, to which the bank is brought part by part; None for the bank's own.
 
     Returns:
-        inner products ``[m, k]`` and positions in the bank ``[m, k]``.
+        inner products (or cosines) ``[m, k]`` and positions in the bank ``[m, k]``, on ``device``.
     """
-    if bank.device.type == "cpu" and len(bank) > FAISS_ROWS:
-        faiss = get_faiss()
-        found = faiss.knn(queries.numpy(), bank.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    device = bank.device if device is None else device
+    queries = queries.to(device).float()
+    if cosine:
+        queries = functional.normalize(queries, dim=1)
+    search = _faiss_search if device.type == "cpu" and len(bank) > FAISS_ROWS and len(queries) else _torch_search
     best = queries.new_empty(len(queries), 0)
-    where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(bank), BANK_ROWS):
-        similarity = queries @ bank[start : start + BANK_ROWS].T  # [m, rows]
-        found, columns = similarity.topk(min(k, similarity.shape[1]), dim=1)
+    where = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    start = 0
+    for part in bank.split(min(BANK_ROWS, _rows_of(bank, BANK_BYTES))):
+        part = part.to(device).float()
+        if cosine:
+            part = functional.normalize(part, dim=1)
+        found, columns = search(queries, part, min(k, len(part)))
         best, where = torch.cat([best, found], dim=1), torch.cat([where, columns + start], dim=1)
         best, order = best.topk(min(k, best.shape[1]), dim=1)
         where = where.gather(1, order)
+        start += len(part)
     return best, where
+
+
+def _rows_of(matrix: Tensor, most: int) -> int:
+    """How many rows take so many bytes in float32; one at least."""
+    return max(1, most // (4 * max(1, matrix.shape[1])))
+
+
+def _torch_search(queries: Tensor, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    pairs = [(rows @ part.T).topk(k, dim=1) for rows in queries.split(QUERY_ROWS)]
+    return torch.cat([pair.values for pair in pairs]), torch.cat([pair.indices for pair in pairs])
+
+
+def _faiss_search(queries: Tensor, part: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    faiss = get_faiss()
+    values, columns = faiss.knn(queries.numpy(), part.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(values), torch.from_numpy(columns)
 
 
 @EVALUATIONS.register("knn")
@@ -126,12 +163,13 @@ class KnnEvaluation(FeatureEvaluation):
         meters = {k: AccuracyMeter(num_classes, top=[1]) for k in self.k}
         predictions, start = [], 0
         for votes in knn_votes(
-            train.features.to(self.device),
+            train.features,
             bank_labels,
             test.features,
             k=self.k,
             temperature=self.temperature,
             num_classes=num_classes,
+            device=self.device,
         ):
             rows = len(votes[self.k[0]])
             for k, meter in meters.items():

@@ -120,6 +120,8 @@ class LowShotEvaluation(FeatureEvaluation):
         model = LogisticRegression(C=self.cost, max_iter=self.max_iterations)
         with threadpool_limits(1), warnings.catch_warnings():  # small products: sharing them among threads costs more
             warnings.simplefilter("ignore", ConvergenceWarning)  # said in our words
+            # One image a class is what is asked for here.
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
             model.fit(own, labels)
         return class_scores(model, other, num_classes), int(model.n_iter_[0]) >= self.max_iterations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.scoring import Scored
 from vissl_like.evaluation.store import cache_key
 from vissl_like.records import Skipped
+from vissl_like.utils.environment import describe_environment
 from vissl_like.utils.files import write_atomic, write_json
 
 FORMAT = 1
@@ -37,6 +39,7 @@ def result_key(settings: dict[str, Any], identity: str, bench: Bench) -> str:
         "evaluation": settings,
         "identity": identity,
         "subject": bench.subject.identity,
+        "look": dataclasses.astuple(bench.look),
         "size": protocol.image_size,
         "resize": protocol.resize,
         "fit": protocol.fit,
@@ -64,17 +67,20 @@ class ResultStore:
             with np.load(self.folder / f"{key}.npz", allow_pickle=False) as found:
                 arrays = dict(found)
             chance = None if facts["chance"] is None else _result(facts["chance"], arrays, "chance_")
-            return Scored(facts["subject"], _result(facts["result"], arrays, "", chance), facts["seconds"])
+            result = _result(facts["result"], arrays, "", chance)
+            return Scored(facts["subject"], result, facts["seconds"], facts["written"], facts["versions"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None
 
     def put(self, key: str, scored: Scored) -> None:
-        """Keeps a result; it counts only once all of it is written.
+        """Keeps a result; it counts only once all of it is written. Date and versions are noted in both.
 
         Raises:
             OSError: the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        scored.written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        scored.versions = describe_environment()
         result = scored.result
         arrays = _arrays(result, "")
         if result.chance is not None:
@@ -85,6 +91,8 @@ class ResultStore:
         facts = {
             "subject": scored.name,
             "seconds": scored.seconds,
+            "written": scored.written,
+            "versions": scored.versions,
             "result": _facts(result),
             "chance": None if result.chance is None else _facts(result.chance),
         }

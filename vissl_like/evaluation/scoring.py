@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,11 +98,15 @@ class Scored:
         name: of the subject.
         result: see ``EvaluationResult``.
         seconds: that the evaluation took, features included; 0 if nothing was computed.
+        written: when it was measured, in UTC, if it was kept.
+        versions: what it was measured with, if it was kept.
     """
 
     name: str
     result: EvaluationResult
     seconds: float = 0.0
+    written: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +16,10 @@ import torch
 
 from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.evaluation.base import Features
-from vissl_like.records import Skipped
+from vissl_like.evaluation.feature_file import TEMPORARY, flush_file, read_features
+from vissl_like.utils.files import flush_folder
+
+ABANDONED_SECONDS = 24 * 3600
 
 
 def dataset_identity(dataset: ImageDataset) -> str:
@@ -48,6 +52,7 @@ def cache_key(facts: dict[str, Any]) -> str:
 class FeatureStore:
     """A folder of ``<key>.safetensors``, each holding ``features``, ``indices`` and the list of skipped images.
 
+    Features come out mapped from their file: they take memory as they are read, which the system can take back.
     Labels are not kept: they belong to the dataset and may be mended without new features.
 
     Args:
@@ -69,13 +74,11 @@ class FeatureStore:
             key: see ``cache_key``.
             labels: of the whole dataset, in its order.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         self.used.add(key)
         try:
-            with safe_open(self._file(key), framework="pt") as file:
-                features, indices = file.get_tensor("features"), file.get_tensor("indices")
-                skipped = [Skipped(*item) for item in json.loads((file.metadata() or {})["skipped"])]
+            features, indices, skipped = read_features(self._file(key))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
         if features.dtype == torch.uint8:
@@ -87,7 +90,7 @@ class FeatureStore:
 
         Args:
             key: see ``cache_key``.
-            features: to keep.
+            features: to keep; if they lie in a temporary file of this folder, that file becomes the store's.
             as_bytes: store values k / 255 (pixels) as k, in a quarter of the space.
 
         Raises:
@@ -97,10 +100,16 @@ class FeatureStore:
 
         self.used.add(key)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if features.file is not None and features.file.parent.resolve() == self.folder.resolve() and not as_bytes:
+            flush_file(features.file)
+            os.replace(features.file, self._file(key))
+            flush_folder(self.folder)
+            features.file = None
+            return
         values = (features.features * 255).round().to(torch.uint8) if as_bytes else features.features
         tensors = {"features": values.contiguous(), "indices": features.indices.contiguous()}
         skipped = json.dumps([[item.path, item.reason] for item in features.skipped])
-        temporary = self.folder / f".{key}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = self.folder / f".{key}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         try:
             save_file(tensors, temporary, metadata={"skipped": skipped})
             os.replace(temporary, self._file(key))
@@ -110,12 +119,19 @@ class FeatureStore:
             raise
 
     def drop_unused(self, keep: Iterable[str] = ()) -> int:
-        """Removes what this store was not asked for, such as features of earlier checkpoints; how many files went."""
+        """Removes what this store was not asked for, such as features of earlier checkpoints; how many files went.
+
+        What a run that was killed has left unfinished goes too, a day later.
+        """
         wanted = self.used | set(keep)
         doomed = [file for file in self.folder.glob("*.safetensors") if file.stem not in wanted]
         for file in doomed:
             with suppress(OSError):
                 file.unlink()
+        for file in self.folder.glob(f".*{TEMPORARY}"):
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+                    file.unlink()
         return len(doomed)
 
     def _file(self, key: str) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,8 @@ class Protocol:
         start_method: how they start; None for the platform's way.
         channels_last: memory order of images.
         seed: of the untrained network and of the hold-out.
+        folder: where features are written that are too many for memory, see ``extract_features``; no part of what
+            distinguishes features.
     """
 
     image_size: int
@@ -61,6 +65,7 @@ class Protocol:
     start_method: str | None = None
     channels_last: bool = False
     seed: int = 0
+    folder: Path | None = None
 
     def loading(self) -> dict[str, Any]:
         """Arguments that every extraction takes."""
@@ -205,6 +210,9 @@ def untrained_subject(
         return made[0]
 
     identity = f"{identity} seed {protocol.seed} torch {torch.__version__}"
+    if calibration is not None:  # the statistics depend on how images were brought to it
+        brought = (protocol.image_size, protocol.resize, protocol.fit, protocol.interpolation, protocol.batch_size)
+        identity = f"{identity} calibrated at {brought}"
     return Subject(RANDOM, identity, _extractor(network, share=True), network)
 
 
@@ -217,6 +225,7 @@ def _extractor(network: Callable[[], nn.Module], share: bool) -> Extract:
             max_images=protocol.max_images,
             encode=encoding.encode,
             share=share,
+            folder=protocol.folder,
         )
 
     return extract
@@ -275,6 +284,8 @@ def subject_features(
     found = store.get(key, source.labels) if store is not None and comm.is_main() else None
     if comm.broadcast_object(found is not None) if subject.shared else found is not None:
         return found if found is not None else _nothing()
+    if store is not None:
+        protocol = dataclasses.replace(protocol, folder=store.folder)
     features = subject.extract(source.dataset, protocol, encoding)
     if store is not None and comm.is_main():
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,10 +73,28 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of a ``backbone.safetensors`` and the record beside it (empty if there is none)."""
+    """Weights of a ``backbone.safetensors`` and the record beside it (empty if there is none).
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     record = Path(path).with_suffix(".json")
-    meta = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    try:
+        meta = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{record}, the record beside the weights, cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{record}, the record beside the weights, is no JSON object but a {type(meta).__name__}")
     return read_state_dict(path), meta
+
+
+def state_digest(module: nn.Module) -> str:
+    """Digest of all tensors of a network: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -30,9 +29,9 @@ def build(registry: Registry, section: Any, *given: Any) -> Any:
 
 def plain_values(section: Any) -> dict[str, Any]:
     """A settings section as plain dictionaries and lists."""
-    if isinstance(section, Mapping):
-        return dict(section)
-    return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
+    if OmegaConf.is_config(section):
+        return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
+    return dict(section)
 
 
 def build_dataset(section: Any) -> ImageDataset:

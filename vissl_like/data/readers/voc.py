@@ -127,7 +127,9 @@ def discover_classes(root: str | Path, split: str, *, year: str = "2007") -> lis
     place = _place(root, year)
     ending = f"_{split}.txt"
     lists = folder_at(place / "ImageSets" / "Main", WHAT, LAYOUT).iterdir()
-    names = sorted(path.name.removesuffix(ending) for path in lists if path.name.endswith(ending))
+    names = sorted(
+        path.name.removesuffix(ending) for path in lists if path.name.endswith(ending) and path.name[0] != "."
+    )
     if not names:
         raise UserError(f"{WHAT}: {str(place / 'ImageSets' / 'Main')!r} has no file <class>{ending}. {LAYOUT}")
     return names
@@ -174,6 +176,11 @@ def read_voc_masks(root: str | Path, split: str, *, year: str = "2012") -> list[
 def _place(root: str | Path, year: str) -> Path:
     """The folder ``VOC<year>``."""
     top = folder_at(root, WHAT, LAYOUT)
+    name = top.resolve().name
+    if (top / "ImageSets").is_dir() and name[:3] == "VOC" and name[3:].isdigit() and name != f"VOC{year}":
+        raise UserError(
+            f"{WHAT}: {str(root)!r} is of {name[3:]}, not of {year}. Name the folder above it, or change 'year'."
+        )
     for place in (top, top / f"VOC{year}", top / "VOCdevkit" / f"VOC{year}"):
         if (place / "ImageSets").is_dir():
             return place
