@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vissl_like.evaluation import descriptors
+from vissl_like.evaluation import bench as bench_module
 from vissl_like.evaluation.base import LeftOut
 from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.retrieval import RetrievalEvaluation
@@ -261,7 +261,7 @@ def test_pixels_that_do_not_fit(place, monkeypatch):
     assert evaluation(place).pixels and not evaluation(place, fit="longest").pixels
     with pytest.raises(UserError, match=r"EVALUATION\.fit=squash"):
         evaluation(place, fit="longest").run(pixel_bench())
-    monkeypatch.setattr(descriptors, "MOST_PIXEL_BYTES", 4 * 8 * 8 * 12)
+    monkeypatch.setattr(bench_module, "MOST_PIXEL_BYTES", 4 * 8 * 8 * 12)
     with pytest.raises(LeftOut, match=r"1\d images of 8 px would take 0\.0 GiB"):
         evaluation(place).run(pixel_bench())
 

@@ -6,18 +6,19 @@ import torch
 from tiny_data import ArrayDataset, random_images
 from torch import nn
 
-from vissl_like.evaluation.base import Features
+from vissl_like.evaluation.base import Features, LeftOut
+from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.store import FeatureStore, cache_key, dataset_identity
 from vissl_like.evaluation.subjects import (
     OUTPUT,
     Encoding,
+    Look,
     Protocol,
     Source,
     network_subject,
     pixel_subject,
     slug_of,
     subject_features,
-    too_many_pixels,
     untrained_subject,
 )
 from vissl_like.records import Skipped
@@ -94,8 +95,7 @@ def test_store_keeps_skipped_and_takes_labels_of_today(tmp_path):
     assert found.labels.tolist() == [8, 5] and found.skipped == [Skipped("x", "broken")]
     assert store.get("absent", None) is None
     fresh = FeatureStore(tmp_path)
-    assert fresh.drop_unused(keep=["k"]) == 0 and fresh.has("k")
-    assert fresh.drop_unused() == 1 and not fresh.has("k")
+    assert fresh.has("k") and fresh.drop_unused() == 1 and not fresh.has("k")
 
 
 def test_pixels_are_kept_exactly_in_bytes(tmp_path):
@@ -136,8 +136,12 @@ def test_untrained_network_is_calibrated_and_built_late():
 def test_more_pixels_than_memory_are_left_out():
     dataset = ArrayDataset(random_images(1))
     dataset.pixels = np.broadcast_to(dataset.pixels, (10**8, 8, 8))
-    assert "raw pixels are left out: 100,000,000 images" in too_many_pixels(dataset, PROTOCOL)
-    assert too_many_pixels(dataset, dataclasses.replace(PROTOCOL, max_images=1000)) is None
+    images, look = Source(dataset), Look(1, (0.5,), (0.25,))
+    bench = Bench(pixel_subject(), PROTOCOL, look, Probe(images, images, 2))
+    with pytest.raises(LeftOut, match=r"raw pixels are left out: 200,000,000 images of 8 px would take 47\.7 GiB"):
+        bench.probe_features()
+    bench.require_room(images, images, max_images=1000)
+    Bench(network_subject("net", "net", nn.Flatten(), PROTOCOL), PROTOCOL, look).require_room(images)
 
 
 def test_names():

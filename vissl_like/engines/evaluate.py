@@ -35,7 +35,6 @@ from vissl_like.evaluation.subjects import (
     Subject,
     network_subject,
     pixel_subject,
-    too_many_pixels,
     untrained_subject,
 )
 from vissl_like.registry import ENGINES, EVALUATIONS
@@ -260,9 +259,5 @@ def choose_subjects(
         )
     )
     if evaluation.pixels:
-        too_many = None if probe is None else too_many_pixels(probe.train.dataset, protocol)
-        if too_many is None:
-            subjects.append(pixel_subject())
-        else:
-            notices.append(too_many)
+        subjects.append(pixel_subject())
     return subjects, notices

@@ -13,11 +13,13 @@ import torch
 
 from vissl_like.data.named import Box, NamedImages
 from vissl_like.distributed import comm
-from vissl_like.evaluation.base import Features
+from vissl_like.evaluation.base import Features, LeftOut
 from vissl_like.evaluation.scoring import centred, train_and_test
 from vissl_like.evaluation.store import FeatureStore, cache_key
 from vissl_like.evaluation.subjects import OUTPUT, Encoding, Look, Protocol, Source, Subject, subject_features
 from vissl_like.utils.errors import UserError
+
+MOST_PIXEL_BYTES = 2 * 2**30
 
 
 @dataclass
@@ -86,11 +88,10 @@ class Bench:
         files: Sequence[str],
         *,
         boxes: Sequence[Box | None] | None = None,
-        labels: Sequence[int] | np.ndarray | None = None,
     ) -> Source:
         """Images of some files, or the parts of them that ``boxes`` name, in the colours that the network wants."""
         mean, std = list(self.look.mean), list(self.look.std)
-        named = NamedImages(files, boxes=boxes, labels=labels, channels=self.look.channels, mean=mean, std=std)
+        named = NamedImages(files, boxes=boxes, channels=self.look.channels, mean=mean, std=std)
         return Source(named, {"boxes": boxes})
 
     def features(self, source: Source, encoding: Encoding | None = None, **changes: Any) -> Features:
@@ -105,12 +106,40 @@ class Bench:
         taken = OUTPUT if encoding is None or self.subject.pixels else encoding
         return subject_features(self.subject, source, protocol, self.store, taken)
 
+    def require_room(self, *sets: Source, image_size: int | None = None, max_images: int | None = None) -> None:
+        """Looks whether the pixels of all sets fit into memory together, if pixels are measured.
+
+        Args:
+            sets: the images.
+            image_size: side of the square that they become, in pixels; None for the protocol's.
+            max_images: that are taken of each set; None takes all.
+
+        Raises:
+            LeftOut: they do not.
+        """
+        if not self.subject.pixels:
+            return
+        side = self.protocol.image_size if image_size is None else image_size
+        sizes = [len(source.dataset) for source in sets]
+        images = sum(size if max_images is None else min(size, max_images) for size in sizes)
+        needed = 4 * images * self.look.channels * side**2
+        if needed > MOST_PIXEL_BYTES:
+            raise LeftOut(
+                f"raw pixels are left out: {images:,d} images of {side} px would take {needed / 2**30:.1f} GiB. "
+                "Smaller or fewer images would have them."
+            )
+
     def probe_features(self, encoding: Encoding | None = None, **changes: Any) -> tuple[Features, Features]:
         """Features of the labelled images, to learn from and to be scored on; empty but on the main process.
 
         Pixels come without their mean, which makes them the stronger floor.
+
+        Raises:
+            LeftOut: pixels are too many for memory.
         """
         probe = self.labelled
+        sets = [probe.train] if probe.test is None else [probe.train, probe.test]
+        self.require_room(*sets, max_images=self.protocol.max_images)
         train = self.features(probe.train, encoding, **changes)
         test = None if probe.test is None else self.features(probe.test, encoding, **changes)
         if not comm.is_main():

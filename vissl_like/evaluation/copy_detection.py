@@ -17,7 +17,6 @@ from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.descriptors import (
     common_notices,
     further_images,
-    require_room,
     row_table,
     rows_at,
     unit_rows,
@@ -132,12 +131,12 @@ class CopyDetectionEvaluation(Evaluation):
             UserError: files are missing or wrong, or no original of the block that counts can be read.
         """
         database_source = self._database(bench)
-        queries = sum(len(block.queries) for block in self.copies.blocks.values())
-        require_room(bench, len(database_source.dataset) + queries, self.image_size)
+        sources = {name: self._block(bench, name) for name in self.copies.blocks}
+        bench.require_room(database_source, *sources.values(), image_size=self.image_size)
         changes = {**whole_set(self.image_size, "squash"), "interpolation": "bicubic"}
         encoding = CLS_GEM if self.pooling == "cls_gem" and not bench.subject.pixels else OUTPUT
         database = bench.features(database_source, encoding, **changes)
-        blocks = {name: bench.features(self._block(bench, name), encoding, **changes) for name in self.copies.blocks}
+        blocks = {name: bench.features(source, encoding, **changes) for name, source in sources.items()}
         further = None
         if self.whiten_on is not None and not bench.subject.pixels:
             changes["max_images"] = bench.protocol.max_images

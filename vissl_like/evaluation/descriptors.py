@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from vissl_like.evaluation.base import Features, LeftOut
+from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.bench import Bench
-from vissl_like.evaluation.subjects import MOST_PIXEL_BYTES, Source
+from vissl_like.evaluation.subjects import Source
 from vissl_like.registry import DATASETS
 from vissl_like.utils.errors import UserError
 
@@ -54,27 +54,6 @@ def rows_at(positions: Iterable[int], table: dict[int, int]) -> list[int]:
 def whole_set(image_size: int, fit: str) -> dict[str, Any]:
     """Changes of the protocol that bring all images of a list in one size, whatever EVALUATE says of others."""
     return {"image_size": image_size, "resize": None, "fit": fit, "max_images": None}
-
-
-def require_room(bench: Bench, images: int, image_size: int) -> None:
-    """Looks whether pixels fit into memory, if pixels are measured.
-
-    Args:
-        bench: says what is measured.
-        images: how many there are in all.
-        image_size: side of the square that they become.
-
-    Raises:
-        LeftOut: they do not.
-    """
-    if not bench.subject.pixels:
-        return
-    size = 4 * images * bench.look.channels * image_size**2
-    if size > MOST_PIXEL_BYTES:
-        raise LeftOut(
-            f"raw pixels are left out: {images:,d} images of {image_size} px would take {size / 2**30:.1f} GiB. A "
-            "smaller EVALUATION.image_size would have them."
-        )
 
 
 def unread_notices(skipped: int, lost: int, what: str) -> list[str]:

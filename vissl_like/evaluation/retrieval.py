@@ -17,7 +17,6 @@ from vissl_like.evaluation.descriptors import (
     common_notices,
     further_images,
     refuse_pixels,
-    require_room,
     row_table,
     rows_at,
     unit_rows,
@@ -94,7 +93,7 @@ class RetrievalEvaluation(Evaluation):
         if not self.pixels:
             refuse_pixels(bench)
         gallery_source, query_source = self._gallery(bench), self._queries(bench)
-        require_room(bench, len(gallery_source.dataset) + len(query_source.dataset), self.image_size)
+        bench.require_room(gallery_source, query_source, image_size=self.image_size)
         encoding, changes = self._encoding(bench), whole_set(self.image_size, self.fit)
         gallery = bench.features(gallery_source, encoding, **changes)
         queries = bench.features(query_source, encoding, **changes)

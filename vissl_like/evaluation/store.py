@@ -7,7 +7,6 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,13 +117,12 @@ class FeatureStore:
                 temporary.unlink(missing_ok=True)
             raise
 
-    def drop_unused(self, keep: Iterable[str] = ()) -> int:
+    def drop_unused(self) -> int:
         """Removes what this store was not asked for, such as features of earlier checkpoints; how many files went.
 
         What a run that was killed has left unfinished goes too, a day later.
         """
-        wanted = self.used | set(keep)
-        doomed = [file for file in self.folder.glob("*.safetensors") if file.stem not in wanted]
+        doomed = [file for file in self.folder.glob("*.safetensors") if file.stem not in self.used]
         for file in doomed:
             with suppress(OSError):
                 file.unlink()

@@ -29,7 +29,6 @@ from vissl_like.evaluation.features import (
 from vissl_like.evaluation.store import FeatureStore, cache_key, dataset_identity
 
 TRAINED, RANDOM, PIXELS = "trained", "random init", "raw pixels"
-MOST_PIXEL_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -240,18 +239,6 @@ def pixel_subject() -> Subject:
         return raw_pixel_features(dataset, **protocol.loading(), max_images=protocol.max_images)
 
     return Subject(PIXELS, "pixels", extract)
-
-
-def too_many_pixels(dataset: ImageDataset, protocol: Protocol) -> str | None:
-    """Why raw pixels are left out, None if they fit into memory."""
-    images = len(dataset) if protocol.max_images is None else min(len(dataset), protocol.max_images)
-    size = 4 * images * dataset.channels * protocol.image_size**2
-    if size <= MOST_PIXEL_BYTES:
-        return None
-    return (
-        f"raw pixels are left out: {images:,d} images of {protocol.image_size} px would take {size / 2**30:.1f} GiB. "
-        "Set EVALUATE.max_images to have them."
-    )
 
 
 def feature_key(subject: Subject, source: Source, protocol: Protocol, encoding: Encoding = OUTPUT) -> str:

@@ -14,7 +14,6 @@ from vissl_like.data.readers.voc import VocLabels, read_voc_labels
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features
 from vissl_like.evaluation.bench import Bench
-from vissl_like.evaluation.descriptors import require_room
 from vissl_like.evaluation.functional.average_precision import (
     average_precision,
     eleven_point_average_precision,
@@ -118,15 +117,10 @@ class SvmEvaluation(Evaluation):
             UserError: files are missing, or a class has too few images.
         """
         train_labels, test_labels = self._labels()
-        most = bench.protocol.max_images
-        images = [
-            len(labels.images) if most is None else min(most, len(labels.images))
-            for labels in (train_labels, test_labels)
-        ]
-        require_room(bench, sum(images), self.image_size)
+        sets = [bench.images(labels.images) for labels in (train_labels, test_labels)]
+        bench.require_room(*sets, image_size=self.image_size, max_images=bench.protocol.max_images)
         changes: dict[str, Any] = {"image_size": self.image_size, "resize": self.resize, "fit": "squash"}
-        train = bench.features(bench.images(train_labels.images), **changes)
-        test = bench.features(bench.images(test_labels.images), **changes)
+        train, test = (bench.features(source, **changes) for source in sets)
         if not comm.is_main():
             return None
         if bench.subject.pixels:
