@@ -112,7 +112,7 @@ Pool = dict[str, list[list[Item]]]
 """By source (``emoji``, ``stamp``, ``fashion``): a list of concepts, each with its items."""
 
 
-def library(packages: Path, fashion: Path) -> dict[str, dict[str, Pool]]:
+def cutout_pools(packages: Path, fashion: Path) -> dict[str, dict[str, Pool]]:
     """The items of every split and class.
 
     Args:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cutouts import CLASSES, Pool, library, paste, pick, place
+from cutouts import CLASSES, Pool, cutout_pools, paste, pick, place
 from image_packages import EMOJI_NOTICE, PHOTO_NOTICE, STAMP_NOTICE, Recipe, arguments_of, run
 from picture_sources import photo_crop, photos
 from PIL import Image
@@ -191,7 +191,7 @@ def coco_objects(things: list[Thing], image_id: int, first_id: int) -> list[dict
 
 def make(folder: Path, options: argparse.Namespace) -> str:
     """Writes both splits in both forms."""
-    pools = library(options.packages, options.fashion)
+    pools = cutout_pools(options.packages, options.fashion)
     for split, name in ((split, name) for split in SPLITS for name in CLASSES):
         if not pools[split][name]:
             raise PrepareError(f"there is no {name} for {split}: these are other releases of the packages")

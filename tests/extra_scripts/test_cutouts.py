@@ -89,7 +89,7 @@ def test_library(tmp_path, monkeypatch):
         "military/vehicles/tank",
     ]
     fake.stamps(tmp_path, [*names, "military/other/sword", "food/fruit/fig"], (90, 90))
-    pools = script.library(tmp_path, tmp_path)
+    pools = script.cutout_pools(tmp_path, tmp_path)
 
     found = {
         split: {
