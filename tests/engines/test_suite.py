@@ -144,7 +144,7 @@ def test_names_and_arguments_that_would_mislead(place):
         suite(place, mistaken, checkpoints={"raw pixels": weights, "\u6570\u636e": weights}).run()
     text = str(caught.value)
     assert "'raw pixels' is what a floor is called" in text
-    assert "are as good as in 'a b'" in text and "there are none" in text
+    assert "names the same folder as 'a b'" in text and "has none of them" in text
     assert "config.OUTPUT_DIR=elsewhere has no effect here, only on the command line" in text
     assert "config.ENGINE=train has no effect" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from vissl_like.evaluation.subjects import (
 from vissl_like.registry import ENGINES, EVALUATIONS
 from vissl_like.trainer.components import build, build_trunk, plain_values
 from vissl_like.utils.errors import UserError
+from vissl_like.utils.files import sha256
 
 
 @ENGINES.register("evaluate")
@@ -162,7 +164,9 @@ def _one(given: SetUp, bench: Bench, results: ResultStore | None) -> Scored | No
     """One subject's result, kept or made."""
     if results is None:
         return score(bench, given.evaluation)
-    key = result_key(given.options, given.evaluation.identity(bench), bench)
+    # A measure that is edited is another one: whoever writes a protocol must not be shown what it said before.
+    options = {**given.options, "code": sha256(Path(inspect.getfile(type(given.evaluation))))}
+    key = result_key(options, given.evaluation.identity(bench), bench)
     kept = results.get(key) if comm.is_main() else None
     if comm.broadcast_object(kept is not None):
         return kept

@@ -170,8 +170,8 @@ def _name_problems(names: Iterable[str], what: str) -> list[str]:
             problems.append(f"ENGINE.{what}: {name!r} is what a floor is called; take another name")
         slug = slug_of(name)
         if not slug or slug in folders:
-            as_good_as = f" are as good as in {folders[slug]!r}" if slug else ": there are none"
-            problems.append(f"ENGINE.{what}: {name!r}: Latin letters and digits tell folders apart{as_good_as}")
+            other = f"names the same folder as {folders[slug]!r}" if slug else "has none of them"
+            problems.append(f"ENGINE.{what}: folders are named by Latin letters and digits, and {name!r} {other}")
         folders[slug] = name
     return problems
 
