@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_run import RECORD, checkpoint, photos, settings
 
+from vissl_like.engines import evaluate
 from vissl_like.engines.suite import SuiteEngine
 from vissl_like.evaluation import subjects
 from vissl_like.evaluation.knn import KnnEvaluation
@@ -190,3 +191,12 @@ def test_results_that_cannot_be_kept_are_no_failure(place):
     (place / "suite/results").write_text("in the way")
     assert suite(place, {"near": KNN}).run() == 0
     assert any("is not kept" in text for text in cells(place)[0]["notices"])
+
+
+def test_an_edited_protocol_is_measured_again(place, counted, monkeypatch):
+    suite(place, {"near": KNN, "line": LINEAR}).run()
+    assert len(counted) == 8
+    original = evaluate.sha256
+    monkeypatch.setattr(evaluate, "sha256", lambda path: "edited" if path.name == "knn.py" else original(path))
+    suite(place, {"near": KNN, "line": LINEAR}).run()
+    assert len(counted) == 12 and counted[8:] == ["KnnEvaluation"] * 4
