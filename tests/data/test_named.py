@@ -16,20 +16,20 @@ def photo(tmp_path):
 def test_whole_images_and_parts(photo):
     file, pixels = photo
     boxes = [None, (1.2, 2.0, 5.1, 7.9), (-3, -3, 2, 2), (100, 100, 120, 120)]
-    images = NamedImages([file] * 4, boxes=boxes, labels=[3, 1, 0, 0], channels=1)
+    images = NamedImages([file] * 4, boxes=boxes, channels=1)
     found = [np.asarray(images.read(index)) for index in range(4)]
     assert (found[0] == pixels).all()
     assert (found[1] == pixels[2:8, 1:6]).all()  # rounded outwards
     assert (found[2] == pixels[:2, :2]).all()
     assert (found[3] == pixels[9:, 11:]).all()  # beside the image: the nearest pixel
-    assert len(images) == 4 and images.labels.tolist() == [3, 1, 0, 0] and images.path(1) == file
+    assert len(images) == 4 and images.labels is None and images.path(1) == file
     assert images.header(1) == ("PNG", (12, 10))
-    assert images.describe()["labels"] == "3 classes"
+    assert images.describe()["labels"] == "none"
 
 
 def test_mistakes(photo, tmp_path):
     file, _ = photo
-    with pytest.raises(ValueError, match="2 labels for 1 images"):
-        NamedImages([file], labels=[0, 1])
+    with pytest.raises(ValueError, match="2 boxes for 1 images"):
+        NamedImages([file], boxes=[None, None])
     with pytest.raises(UnreadableImage):
         NamedImages([str(tmp_path / "none.png")]).read(0)

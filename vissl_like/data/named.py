@@ -20,7 +20,6 @@ class NamedImages(ImageDataset):
         files: their paths; one may come several times.
         boxes: for each, left, top, right and bottom in pixels of the part that is taken, or None for the whole; they
             are rounded outwards and cut off at the borders. None takes all images whole.
-        labels: ``[N]`` class numbers, or None.
         channels, mean, std: see ``ImageDataset``.
         max_pixels: images of more pixels than this (width times height) are refused unread.
     """
@@ -30,7 +29,6 @@ class NamedImages(ImageDataset):
         files: Sequence[str],
         *,
         boxes: Sequence[Box | None] | None = None,
-        labels: Sequence[int] | np.ndarray | None = None,
         channels: int = 3,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -39,11 +37,9 @@ class NamedImages(ImageDataset):
         super().__init__(channels=channels, mean=mean, std=std)
         self.files = list(files)
         self.boxes = None if boxes is None else list(boxes)
-        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.max_pixels = max_pixels
-        for what, values in (("boxes", self.boxes), ("labels", self.labels)):
-            if values is not None and len(values) != len(self.files):
-                raise ValueError(f"{len(values)} {what} for {len(self.files)} images")
+        if self.boxes is not None and len(self.boxes) != len(self.files):
+            raise ValueError(f"{len(self.boxes)} boxes for {len(self.files)} images")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,4 +1,4 @@
-"""The evaluation engine: a trained network and its floors, scored on labelled images."""
+"""The evaluation engine: a trained network and its floors, measured in one way."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from vissl_like.utils.files import sha256
 
 @ENGINES.register("evaluate")
 class EvaluateEngine:
-    """Scores frozen features on labelled images beside floors: raw pixels, the same network untrained.
+    """Measures a network in one way (EVALUATION) beside floors: the same network untrained, raw pixels, chance.
 
     Takes the newest checkpoint of OUTPUT_DIR or EVALUATE.weights, prints a table, and writes evaluation_<name>.json
     and, with each test image's prediction, evaluation_<name>.npz into OUTPUT_DIR.

@@ -44,14 +44,14 @@ class SuiteEngine:
     An entry is what one would type to run that evaluation alone. What the suite's own command line says (but its
     ENGINE) holds for every entry, below what the entry says; what a checkpoint says comes last. Features and results
     are kept in OUTPUT_DIR; started again, it goes on where it was stopped, and repeats nothing whose weights, images,
-    labels and options are the same. An entry that cannot be run is named at the end and does not keep the others from
-    running.
+    labels, options and protocol are the same. An entry that cannot be run (data that are missing, weights that do not
+    fit) is named at the end and does not keep the others from running.
 
     Options:
         entries: evaluations by name, each with ``arguments`` such as [config=benchmark/knn, config=base/data/elpv] and,
             optionally, ``references`` (percentages by name, shown beside); null removes one that a base has
-        checkpoints: by name, arguments that choose one, such as [config.EVALUATE.weights=runs/elpv/checkpoints/last];
-            null for the one that the settings name
+        checkpoints: by name, arguments that choose one, such as [config.EVALUATE.weights=runs/elpv]; null for the one
+            that the settings name
     """
 
     required_settings = ()
@@ -74,7 +74,7 @@ class SuiteEngine:
             UserError: settings of an entry are wrong (all are told together), or OUTPUT_DIR cannot be written.
         """
         folder = prepare_folder(self.loaded.resolved.OUTPUT_DIR)
-        jobs = self.jobs(folder)
+        jobs = self.jobs()
         features, results = FeatureStore(folder / "features"), ResultStore(folder / "results")
         cells: list[Cell] = []
         for number, job in enumerate(jobs, 1):
@@ -101,7 +101,7 @@ class SuiteEngine:
             print(f"{len(failed)} of {len(jobs)} could not be run; see above", file=sys.stderr, flush=True)
         return 2 if failed else 0
 
-    def jobs(self, folder: Path) -> list[Job]:
+    def jobs(self) -> list[Job]:
         """Every entry of every checkpoint with its settings, checked before anything runs.
 
         Raises:

@@ -128,20 +128,13 @@ def overview(cells: list[Cell]) -> tuple[dict[str, dict[str, float]], list[str],
 def markdown(cells: list[Cell]) -> str:
     """One table over everything, and one for each entry."""
     values, _, counted = overview(cells)
-    parts = (
-        [
-            "## All\n"
-            + _rows(
-                ["", *(f"{entry} ({main})" for entry, main in counted.items())],
-                [
-                    [name, *(f"{row[entry]:.1f}" if entry in row else "-" for entry in counted)]
-                    for name, row in values.items()
-                ],
-            )
-        ]
-        if values
-        else []
-    )
+    parts = []
+    if values:
+        heading = ["", *(f"{entry} ({main})" for entry, main in counted.items())]
+        rows = []
+        for name, found in values.items():
+            rows.append([name, *(f"{found[entry]:.1f}" if entry in found else "-" for entry in counted)])
+        parts.append(f"## All\n{_rows(heading, rows)}")
     for table in entry_tables(cells):
         rows = [[row.name, *row.cells] for row in table.rows]
         notes = "".join(f"\n{note}\n" for note in table.notes)
