@@ -1,0 +1,249 @@
+"""Training with labels, for evaluations that train: one plain loop, restartable, in any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import time
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import PickleError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vissl_like.distributed import comm
+from vissl_like.evaluation.bench import Bench
+from vissl_like.evaluation.features import untouched_randomness
+from vissl_like.evaluation.results import result_key
+from vissl_like.utils.errors import UserError
+from vissl_like.utils.files import write_atomic
+
+Draw = Callable[[int], Iterator[Any]]
+"""First step -> this process's batches from that step on; a batch may depend on the step and the process only."""
+Objective = Callable[[nn.Module, Any], dict[str, Tensor]]
+"""(model, batch) -> named scalars whose sum is minimised, each a mean over this process's batch."""
+Rate = Callable[[int], float]
+"""Step -> what the first learning rate of every group is multiplied by; a pure function."""
+
+CHECKED_EVERY = 10
+FORMAT = 1
+
+
+@dataclass
+class Keeper:
+    """Where the state of a training is kept until its result is.
+
+    Attributes:
+        path: file of this training and no other: whatever changes the training must change its name.
+        every: seconds between two writes.
+    """
+
+    path: Path
+    every: float = 60.0
+
+    def load(self) -> dict[str, Any] | None:
+        """What was kept, None if there is nothing, or it is damaged (then it is made anew)."""
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            return state if state["format"] == FORMAT else None
+        except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, PickleError, zipfile.BadZipFile):
+            return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keeps a state in place of the last.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **state}, buffer)
+        write_atomic(self.path, buffer.getvalue())
+
+    def drop(self) -> None:
+        """Forgets it: the result is there."""
+        if comm.is_main():
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+def keeper_of(bench: Bench, options: dict[str, Any], identity: str) -> Keeper | None:
+    """Where a training of the bench's subject is kept, None where the bench has no folder.
+
+    Args:
+        bench: see ``Bench``.
+        options: everything of the evaluation that changes the training.
+        identity: of its images and labels.
+    """
+    if bench.folder is None:
+        return None
+    return Keeper(bench.folder / "training" / f"{bench.subject.slug}_{result_key(options, identity, bench)[:16]}.pt")
+
+
+@dataclass
+class Training:
+    """How a network is trained with labels.
+
+    Attributes:
+        model: on its device; parameters that are to stay must not require gradients, modules in eval mode stay in it.
+        optimizer: of its parameters, each group with its first learning rate.
+        draw: see ``Draw``.
+        objective: see ``Objective``.
+        steps: optimizer steps.
+        rate: see ``Rate``.
+        seed: of what modules draw at a step (dropout, ...), with the step and the process.
+        name: told with the progress.
+        clip: largest l2 norm of the whole gradient; None for any.
+        autocast: number format of the forward pass, None for float32.
+        keeper: where the state is kept; None keeps none.
+        after_step: called after every update with the step just made.
+        told_every: seconds between two lines about the progress.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    draw: Draw
+    objective: Objective
+    steps: int
+    rate: Rate
+    seed: int
+    name: str
+    clip: float | None = None
+    autocast: torch.dtype | None = None
+    keeper: Keeper | None = None
+    after_step: Callable[[int], None] | None = None
+    told_every: float = 30.0
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, from the state that was kept if there is one. Every process of the run calls it.
+
+        Random states of the process come back as they were. A step is a pure function of the state, the seed and the
+        batch, so a training that was stopped ends as one that was not.
+
+        Returns:
+            facts for the record: ``steps``, ``resumed_from`` (None if not), ``first_loss`` and ``last_loss`` (means of
+            up to ten steps, since it went on).
+
+        Raises:
+            UserError: the loss is not finite, or the batches end too early.
+        """
+        first = self._resume()
+        device = next(self.model.parameters()).device
+        starts = [float(group.setdefault("initial_lr", group["lr"])) for group in self.optimizer.param_groups]
+        batches = self.draw(first)
+        early: list[Tensor] = []
+        newest: deque[Tensor] = deque(maxlen=CHECKED_EVERY)
+        begun = kept = told = time.monotonic()
+        with untouched_randomness(device):
+            for step in range(first, self.steps):
+                for group, start in zip(self.optimizer.param_groups, starts, strict=True):
+                    group["lr"] = start * self.rate(step)
+                torch.manual_seed(((self.seed * 1_000_003 + step) * 8191 + comm.rank()) % 2**63)
+                newest.append(self._step(batches, step, device))
+                if len(early) < CHECKED_EVERY:
+                    early.append(newest[-1])
+                if self.after_step is not None:
+                    self.after_step(step)
+                done = step + 1
+                if done % CHECKED_EVERY == 0 or done == self.steps:
+                    self._check(newest, done)
+                    now = time.monotonic()
+                    if comm.is_main() and now - told > self.told_every:
+                        told = now
+                        left, loss = (self.steps - done) * (now - begun) / (done - first), float(newest[-1])
+                        print(
+                            f"  {self.name}: step {done}/{self.steps}, loss {loss:.3f}, {left:.0f} s left", flush=True
+                        )
+                    if now - kept > (math.inf if self.keeper is None else self.keeper.every) and done < self.steps:
+                        kept = now
+                        self._keep(done)
+        return {
+            "steps": self.steps,
+            "resumed_from": first or None,
+            "first_loss": _mean(early),
+            "last_loss": _mean(list(newest)),
+        }
+
+    def _step(self, batches: Iterator[Any], step: int, device: torch.device) -> Tensor:
+        """One update; the loss over all processes, on the device."""
+        batch = next(batches, None)
+        if batch is None:
+            raise UserError(f"{self.name}: the training images ended at step {step} of {self.steps}")
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            parts = self.objective(self.model, batch)
+        loss = torch.stack([value.float() for value in parts.values()]).sum()
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        loss = average_gradients(self.optimizer, loss.detach())
+        if self.clip is not None:
+            parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.optimizer.step()
+        return loss
+
+    def _check(self, newest: deque[Tensor], done: int) -> None:
+        for step, loss in enumerate(newest, done - len(newest)):
+            if not bool(loss.isfinite()):
+                raise UserError(
+                    f"{self.name}: training diverged, the loss is {float(loss)} at step {step} of {self.steps}; give "
+                    "smaller learning rates"
+                )
+
+    def _resume(self) -> int:
+        """Takes the kept state; the step to begin with. The main process's file counts."""
+        state = self.keeper.load() if self.keeper is not None and comm.is_main() else None
+        if not comm.broadcast_object(state is not None):
+            return 0
+        state = comm.broadcast_object(state)
+        assert state is not None
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+        if comm.is_main():
+            print(f"  {self.name}: goes on at step {step}/{self.steps}", flush=True)
+        return step
+
+    def _keep(self, step: int) -> None:
+        if self.keeper is None or not comm.is_main():
+            return
+        try:
+            self.keeper.save({"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        except OSError as error:
+            print(f"  {self.name}: its state is not kept in {self.keeper.path}: {error}", flush=True)
+
+
+@torch.no_grad()
+def average_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Replaces every gradient by its mean over the processes, in one collective.
+
+    A parameter that no process used keeps None, so that optimizers leave it alone.
+
+    Args:
+        optimizer: of the parameters.
+        loss: scalar of this process.
+
+    Returns:
+        its mean over the processes.
+    """
+    if not comm.active():
+        return loss
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    used = loss.new_tensor([float(value.grad is not None) for value in parameters])
+    flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    joined = comm.all_reduce(torch.cat([*(part.float() for part in flat), used, loss.float().reshape(1)]))
+    joined /= comm.world_size()
+    *gradients, flags, mean = joined.split([*(part.numel() for part in flat), len(parameters), 1])
+    for parameter, gradient, flag in zip(parameters, gradients, flags.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if flag else None
+    return mean[0]
+
+
+def _mean(losses: list[Tensor]) -> float | None:
+    return float(torch.stack(losses).double().mean()) if losses else None
