@@ -13,6 +13,7 @@ from processes import run_in_processes
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vissl_like.evaluation import supervised
 from vissl_like.evaluation.supervised import Keeper, Training
 from vissl_like.utils.errors import UserError
 
@@ -152,3 +153,17 @@ def test_two_processes_train_as_one_on_the_joined_batch() -> None:
             torch.testing.assert_close(found["model"][name], value, rtol=1e-5, atol=1e-6)
         assert torch.equal(found["unused"], torch.ones(2))
         assert found["last_loss"] == pytest.approx(facts["last_loss"], rel=1e-4)
+
+
+def test_gradients_lie_in_memory_as_their_parameters_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's fused optimizers go through both without looking at the order of their dimensions."""
+    monkeypatch.setattr(supervised.comm, "active", lambda: True)
+    monkeypatch.setattr(supervised.comm, "all_reduce", lambda tensor: tensor)
+    layer = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer.weight.grad = torch.arange(48.0).view(4, 3, 2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=True)
+    expected = layer.weight.detach() - layer.weight.grad
+    supervised.average_gradients(optimizer, torch.tensor(0.0))
+    assert layer.weight.grad.stride() == layer.weight.stride() == (12, 1, 6, 3)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), expected)

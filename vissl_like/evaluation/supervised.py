@@ -241,7 +241,8 @@ def average_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     joined /= comm.world_size()
     *gradients, flags, mean = joined.split([*(part.numel() for part in flat), len(parameters), 1])
     for parameter, gradient, flag in zip(parameters, gradients, flags.tolist(), strict=True):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if flag else None
+        # In the parameter's own order of memory (channels last, perhaps), which torch's fused optimizers rely on.
+        parameter.grad = torch.empty_like(parameter).copy_(gradient.view_as(parameter)) if flag else None
     return mean[0]
 
 
