@@ -1,0 +1,1 @@
+"""Detectors around a trunk: torchvision's R-CNNs, and transformers' DETR."""
