@@ -111,6 +111,27 @@ def test_torchvision_weights_give_torchvision_features():
     assert trunk.forward_map(images).shape == (2, 440, 2, 3)
 
 
+def test_maps_of_stages():
+    """As torchvision's blocks give them; the last one pooled is the output; checkpointing changes nothing."""
+    torch.manual_seed(0)
+    reference = torchvision_regnet("400MF").eval()
+    trunk = RegNetY(3, size="400MF", checkpoint_blocks=True).eval()
+    reference.fc = nn.Identity()
+    trunk.load_state_dict(reference.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    x = reference.stem(images)
+    for number, (stride, stage) in enumerate(zip(trunk.strides, reference.trunk_output, strict=True), 1):
+        x = stage(x)
+        found = trunk.stage_map(images, number)
+        assert found.shape == (2, PUBLISHED["400MF"][0][number - 1], 64 // stride, 96 // stride)
+        torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.mean(dim=(2, 3)), trunk(images))
+    trunk.train()
+    trunk.stage_map(images, 2).square().sum().backward()
+    assert trunk.trunk_output.block2[0].f.a[0].weight.grad.any()
+    assert trunk.trunk_output.block3[0].f.a[0].weight.grad is None
+
+
 def test_initial_weights():
     torch.manual_seed(0)
     trunk = RegNetY(1, size="400MF")

@@ -1,5 +1,7 @@
 """Strict loading: prefixes found and named, nothing silent."""
 
+import argparse
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -64,13 +66,53 @@ def test_unreadable_files(tmp_path):
         read_state_dict(tmp_path / "weigths.pt")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"error 404: not found\n", r"is text, not weights; it begins 'error 404: not found'.*Get the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", r"git lfs pull"),
+        ("\u00e9".encode() * 150, "is text, not weights"),  # 200 bytes end inside of a character
+        (b"", "is empty: it was not fetched"),
+        (b"\x80\x04\x95\x00\xff" * 30, "cannot be read .*; get it again"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_what_is_no_weights_file_is_named(tmp_path, content, message, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize("today", [True, False])
+@pytest.mark.parametrize("inside", [lambda net: net, lambda net: {"epoch": 3, "model": net}])
+def test_a_pickled_network_says_how_to_save_its_tensors(tmp_path, today, inside):
+    path = tmp_path / "net.pth"
+    torch.save(inside(network()), path, _use_new_zipfile_serialization=today)
+    with pytest.raises(UserError) as caught:
+        read_state_dict(path)
+    text = str(caught.value)
+    assert "holds a whole network (torch.nn.modules." in text and "no code of a file is run here" in text
+    assert [line.strip() for line in text.splitlines() if line.startswith("    ")] == [
+        "import torch; network = torch.load('net.pth', weights_only=False)",
+        "torch.save(network.state_dict(), 'net_weights.pth')",
+    ]
+    assert len(text) < 700  # not torch's own text
+
+
+def test_other_objects_beside_the_tensors_are_named(tmp_path):
+    path = saved(tmp_path, {"state_dict": network().state_dict(), "args": argparse.Namespace(lr=1)})
+    with pytest.raises(UserError, match=r"objects besides tensors \(argparse\.Namespace\)") as caught:
+        read_state_dict(path)
+    assert "torch.save(found['state_dict'], 'weights_weights.pth')" in str(caught.value)
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("code ran",)
 
 
 def test_code_in_a_file_is_not_run(tmp_path, capsys):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="objects besides tensors"):
         read_state_dict(saved(tmp_path, {"x": Harmful()}))
     assert "code ran" not in capsys.readouterr().out
 

@@ -166,3 +166,19 @@ def test_any_image_size_and_all_tokens():
         assert trunk(torch.randn(2, 3, 50, 33)).shape == (2, 128)  # rounded up to 4 x 3 patches
         tokens = trunk.forward_tokens(torch.randn(1, 3, 50, 33))
     assert tokens.shape == (1, 1 + 4 * 3, 128)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 33)])
+def test_maps_of_blocks_are_timms(size):
+    timm = pytest.importorskip("timm", reason="the reference is timm's model: pip install vissl_like[dev]")
+    ours = filled(XCiT(3, size="nano12"))
+    reference = timm.create_model("xcit_nano_12_p16_224", num_classes=0).eval()
+    reference.load_state_dict(renamed_for_timm(ours.state_dict()))
+    assert ours.strides == (16,) * 12
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = reference.forward_intermediates(images, indices=12, norm=True, intermediates_only=True)
+        for stage in (1, 7, 12):
+            found = ours.stage_map(images, stage)
+            assert found.shape == (2, 128, -(-size[0] // 16), -(-size[1] // 16))
+            torch.testing.assert_close(found, expected[stage - 1], rtol=1e-4, atol=1e-5)

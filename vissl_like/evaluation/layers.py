@@ -60,7 +60,7 @@ class LayersEvaluation(FeatureEvaluation):
         self,
         *,
         stages: list[Count] | None = None,
-        dims: Count = 9216,
+        dims: Count = 9600,
         costs: list[Positive] = DEFAULT_COSTS,
         split: Fraction = 0.2,
         max_iterations: Count = 2000,
@@ -95,8 +95,8 @@ class LayersEvaluation(FeatureEvaluation):
         strides = tuple(getattr(network, "strides", ()))
         if not strides:
             raise UserError(
-                "probes on layers need a network that gives its maps stage by stage: a resnet, alexnet, vgg or timm "
-                "trunk. For a vision transformer use config=benchmark/linear_sgd with EVALUATION.blocks."
+                "probes on layers need a network that gives its maps stage by stage: a resnet, regnet_y, alexnet, vgg, "
+                "xcit or timm trunk. For a vision transformer use config=benchmark/linear_sgd with EVALUATION.blocks."
             )
         wanted = sorted(set(self.stages or range(1, len(strides) + 1)))
         if wanted[-1] > len(strides):

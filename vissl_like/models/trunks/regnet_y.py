@@ -126,7 +126,8 @@ class RegNetY(nn.Module):
     """RegNetY of 4 million to 9.3 billion parameters (SEER's networks are 32GF to 256GF and 10B).
 
     Convolutions are initialised kaiming-normal over fan-out, norms to 1 and 0 (as torchvision does). 800MF
-    and 8GF have the paper's widths, which are not torchvision's.
+    and 8GF have the paper's widths, which are not torchvision's. ``strides`` are the pixels from one place to the next
+    in the map after each stage (``stage_map``).
 
     Options:
         size: multiply-adds of one 224 px image, 400MF (3.9M parameters) to 256GF (1.27 billion), or 10B
@@ -155,18 +156,23 @@ class RegNetY(nn.Module):
                 inputs = stage.width
             self.trunk_output.add_module(f"block{number}", blocks)
         self.feature_dim = inputs
+        self.strides = (4, 8, 16, 32)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward_map(self, images: Tensor) -> Tensor:
-        """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]``."""
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The feature map after the first 1 to 4 stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``."""
         x = self.stem(images)
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        for stage in self.trunk_output.children():
+        for stage in list(self.trunk_output.children())[:stages]:
             for block in stage.children():
                 x = _checkpointed(block, x) if recompute else block(x)
         return x
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]``."""
+        return self.stage_map(images, len(self.strides))
 
     def forward(self, images: Tensor) -> Tensor:
         """Average-pooled features: ``[n, C, H, W] -> [n, F]``."""

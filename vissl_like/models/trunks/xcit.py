@@ -218,7 +218,8 @@ class XCiT(nn.Module):
     """Cross-covariance image transformer; cost grows with the number of patches, not with its square.
 
     Linear layers and the class token are initialised truncated-normal with std 0.02, biases to 0, convolutions as
-    torch does. Parameters without classifier: small12 25.9M, medium24 83.9M.
+    torch does. Parameters without classifier: small12 25.9M, medium24 83.9M. ``strides`` are the pixels from one token
+    to the next in the map after each block (``stage_map``).
 
     Options:
         size: "nano12", "tiny12", "small12", "small24" or "medium24" (width and number of blocks)
@@ -243,6 +244,7 @@ class XCiT(nn.Module):
         self.blocks = nn.ModuleList(PatchBlock(made, drop_path) for _ in range(made.depth))
         self.cls_attn_blocks = nn.ModuleList(ClassBlock(made) for _ in range(CLASS_BLOCKS))
         self.norm = _norm(made.dim)
+        self.strides = (patch_size,) * made.depth
         self._initialise()
 
     def _initialise(self) -> None:
@@ -252,13 +254,28 @@ class XCiT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward_tokens(self, images: Tensor) -> Tensor:
-        """Normed tokens ``[n, 1 + H/patch * W/patch, F]``, the class token first."""
+    def _patches(self, images: Tensor, blocks: int) -> tuple[Tensor, int, int]:
+        """Patch tokens ``[n, rows * columns, F]`` after the first blocks, with rows and columns."""
         grid = self.patch_embed(images)
         height, width = grid.shape[-2:]
         x = (grid + self.pos_embeder(height, width)).flatten(2).transpose(1, 2)
-        for block in self.blocks:
+        for block in list(self.blocks)[:blocks]:
             x = block(x, height, width)
+        return x, height, width
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The map of patch tokens after the first blocks, through the last norm: ``[n, C, H, W] -> [n, F, H/p, W/p]``.
+
+        Args:
+            images: ``[n, C, H, W]``; sides are rounded up to whole patches.
+            stages: 1 to the number of blocks. The class-attention blocks are not among them.
+        """
+        x, height, width = self._patches(images, stages)
+        return self.norm(x).transpose(1, 2).unflatten(2, (height, width))
+
+    def forward_tokens(self, images: Tensor) -> Tensor:
+        """Normed tokens ``[n, 1 + H/patch * W/patch, F]``, the class token first."""
+        x, _, _ = self._patches(images, len(self.blocks))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         for block in self.cls_attn_blocks:
             x = block(x)
