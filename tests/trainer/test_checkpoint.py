@@ -102,6 +102,25 @@ def test_the_same_step_is_not_written_twice(tmp_path):
     assert save(where, 3) == first and (first / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"world_size": "one"}, "counts 'one' processes"),
+        ({"world_size": 10**12}, "counts 1000000000000 processes"),
+        ({"files": {}}, "counts 1 processes"),
+        ({"files": {"state.pt": {}}}, "does not name rank_00000.pt"),
+        ({"world_size": {}}, "counts {} processes"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_damage(tmp_path, change, said):
+    where, said_by_store = store(tmp_path)
+    newest = save(where, 3)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    problem, _ = module.inspect_checkpoint(newest)
+    assert said in problem and where.newest() is None and said_by_store
+
+
 def test_another_number_of_processes_is_refused(tmp_path):
     where, _ = store(tmp_path)
     newest = save(where, 3) and where.newest()

@@ -72,6 +72,12 @@ def read_header(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, tuple[int
         raise UnreadableImage(path, error.strerror or str(error)) from error
 
 
+def read_header_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str, tuple[int, int]]:
+    """Format name and (width, height) of the image in ``data``; otherwise as ``read_header``."""
+    image = _open(io.BytesIO(data), name, max_pixels)
+    return image.format or "image", image.size
+
+
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
     """A decoded image of any mode as ``L`` (1 channel) or ``RGB`` (3 channels); the same object if it is one already.
 

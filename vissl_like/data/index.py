@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vissl_like.data.numpy_file import read_array
+
 _BLOB, _OFFSETS = "paths.npy", "offsets.npy"
 
 
@@ -100,15 +102,12 @@ class PathIndexBuilder:
 
 
 def load_mapped(file: Path) -> np.ndarray:
-    """A ``.npy`` file mapped read-only, as a plain array; an empty one, which cannot be mapped, is read.
+    """A ``.npy`` file mapped read-only.
 
     Raises:
         OSError, ValueError: the file is missing or damaged.
     """
     try:
-        # The memmap subclass makes every slice several times slower than a plain array over the same mapping.
-        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    except EOFError as error:
-        raise ValueError(f"{file} is empty") from error
-    except ValueError:
-        return np.load(file, allow_pickle=False)
+        return read_array(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

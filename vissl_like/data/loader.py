@@ -209,7 +209,7 @@ def _packed_batches(
         **process_options,
     )
     batches = iter(loader)
-    _workers.update(getattr(batches, "_workers", ()))
+    end_with_program(getattr(batches, "_workers", ()))
     while True:
         try:
             packed = next(batches)
@@ -234,6 +234,11 @@ def _any_died(workers: Iterable[Any]) -> bool:
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def end_with_program(workers: Iterable[Any]) -> None:
+    """Loading processes that the program must not wait for when it ends amid an iteration; see ``start_worker``."""
+    _workers.update(workers)
 
 
 @atexit.register

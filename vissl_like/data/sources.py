@@ -18,8 +18,12 @@ from vissl_like.utils.errors import UserError, nearest
 
 ACCEPTED = (
     f"a folder of images ({', '.join(EXTENSIONS)}; class folders optional), a list of paths (.txt, .csv with a column "
-    "'path', .npy of text), an array of images (.npy or .npz, uint8), or MNIST-style IDX files"
+    "'path', .npy of text), an array of images (.npy or .npz, uint8), MNIST-style IDX files, or archives of "
+    "images (.tar)"
 )
+ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Names of tar archives; the compressed ones are known only to say that they must be unpacked."""
+
 _CHECKED_HEADERS = 32
 
 
@@ -111,6 +115,24 @@ class StoredImages(ImageDataset):
     def header(self, index: int) -> tuple[str, tuple[int, int]]:
         return self.header_of(self._position(index))
 
+    def require_an_image(self) -> None:
+        """Looks at up to 32 evenly spread headers until one is good.
+
+        Raises:
+            UserError: none of them is.
+        """
+        failures = []
+        for index in evenly_spread(len(self), _CHECKED_HEADERS):
+            try:
+                self.header(int(index))
+                return
+            except UnreadableImage as error:
+                failures.append(str(error))
+        raise UserError(
+            f"none of the {len(failures)} files tried (of {len(self)}) can be read as an image:\n"
+            + "\n".join(f"  {failure}" for failure in failures[:5])
+        )
+
     def _position(self, index: int) -> int:
         if not 0 <= index < self._count:
             raise IndexError(f"image {index} of {self._count}")
@@ -142,7 +164,7 @@ class FileImages(StoredImages):
     ):
         super().__init__(len(paths), labels, classes, **options)
         self.paths, self.root, self.max_pixels = paths, root, max_pixels
-        self._require_an_image()
+        self.require_an_image()
 
     def load(self, position: int) -> Image.Image:
         return decode_file(self.name_of(position), self.channels, self.max_pixels)
@@ -152,19 +174,6 @@ class FileImages(StoredImages):
 
     def header_of(self, position: int) -> tuple[str, tuple[int, int]]:
         return read_header(self.name_of(position), self.max_pixels)
-
-    def _require_an_image(self) -> None:
-        failures = []
-        for index in evenly_spread(len(self), _CHECKED_HEADERS):
-            try:
-                self.header(int(index))
-                return
-            except UnreadableImage as error:
-                failures.append(str(error))
-        raise UserError(
-            f"none of the {len(failures)} files tried (of {len(self)}) can be read as an image:\n"
-            + "\n".join(f"  {failure}" for failure in failures[:5])
-        )
 
 
 class ArrayImages(StoredImages):

@@ -139,7 +139,7 @@ def as_packed(batch: PackedBatch) -> PackedBatch:
 
 
 def start_worker(worker: int) -> None:
-    """Ctrl-C, and a scheduler's SIGTERM, reach every process; the main one stops the workers itself, in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C and a scheduler's signals reach every process; the main one stops the workers itself, in order."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

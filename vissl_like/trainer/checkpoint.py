@@ -216,6 +216,12 @@ def inspect_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any]]:
     """What is wrong with a checkpoint folder (None if nothing), and its manifest."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        world_size = manifest["world_size"]
+        if not isinstance(world_size, int) or not 1 <= world_size <= len(manifest["files"]):
+            return f"manifest.json counts {world_size!r} processes", manifest
+        absent = sorted({"state.pt", *(f"rank_{rank:05d}.pt" for rank in range(world_size))} - manifest["files"].keys())
+        if absent:
+            return f"manifest.json does not name {', '.join(absent[:3])}", manifest
         for name, facts in manifest["files"].items():
             file = folder / name
             if not file.is_file():
@@ -224,8 +230,8 @@ def inspect_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any]]:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}", manifest
             if sha256(file) != facts["sha256"]:
                 return f"{name} does not match its digest", manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json cannot be read: {error}", {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"manifest.json cannot be read: {type(error).__name__}: {error}", {}
     if manifest.get("format") != FORMAT:
         return f"format {manifest.get('format')!r}, this program reads {FORMAT}", manifest
     return None, manifest

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import zipfile
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from vissl_like.data.numpy_file import read_numpy
 from vissl_like.data.sources import ArrayImages, existing_path
 from vissl_like.registry import DATASETS
 from vissl_like.utils.errors import UserError, nearest
@@ -81,12 +81,8 @@ class NumpyImages(ArrayImages):
 def _open(file: str) -> np.ndarray | dict[str, np.ndarray]:
     """The array of a ``.npy`` file, mapped, or those of an ``.npz`` file by name."""
     try:
-        opened: Any = np.load(file, mmap_mode="r", allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            return np.asarray(opened)
-        with opened:
-            return {name: opened[name] for name in opened.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return read_numpy(file)
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{file!r} cannot be read as a numpy file (.npy or .npz without pickled objects): {error}"
         ) from error

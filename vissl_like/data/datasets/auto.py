@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-import numpy as np
-
 from vissl_like.data.datasets.base import MAX_PIXELS, ImageDataset
 from vissl_like.data.datasets.idx import holds_idx
 from vissl_like.data.decode import EXTENSIONS
-from vissl_like.data.sources import ACCEPTED, existing_path
+from vissl_like.data.numpy_file import read_array
+from vissl_like.data.sources import ACCEPTED, ARCHIVE_ENDINGS, existing_path
 from vissl_like.registry import DATASETS
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.kinds import Count
@@ -27,11 +26,12 @@ def auto(
     max_pixels: Count = MAX_PIXELS,
     cache: Literal["none", "ram"] = "none",
 ) -> ImageDataset:
-    """Whatever is at a path: a folder of images, a list, an array or IDX files.
+    """Whatever is at a path: a folder of images, a list, an array, IDX files or tar archives.
 
     Options:
         path: a folder of images (labels from class folders, if it has them), a ``.txt``, ``.csv`` or ``.npy`` list of
-            paths, a ``.npy`` or ``.npz`` array of images, an IDX file or a folder of them (its training split).
+            paths, a ``.npy`` or ``.npz`` array of images, an IDX file or a folder of them (its training split), a
+            ``.tar`` archive or a pattern that names several (``shard-{000..099}.tar``).
         channels: 3 for colour, 1 for grey; every image is converted.
         mean: one value per channel in 0..1; null for ImageNet's (colour) or 0.5 (grey).
         std: one value per channel in 0..1; null for ImageNet's (colour) or 0.25 (grey).
@@ -44,7 +44,7 @@ def auto(
     """
     name = kind_of(path)
     options: dict[str, Any] = {"channels": channels, "mean": mean, "std": std, "limit": limit, "cache": cache}
-    if name in ("folder", "file_list"):
+    if name in ("folder", "file_list", "tar"):
         options["max_pixels"] = max_pixels
     elif max_pixels != MAX_PIXELS:
         raise UserError(f"max_pixels is for image files, and {path!r} holds an array (dataset {name!r}); leave it out")
@@ -57,6 +57,8 @@ def kind_of(path: str) -> str:
     Raises:
         UserError: nothing is there, or no dataset reads it.
     """
+    if path.lower().endswith(ARCHIVE_ENDINGS):
+        return "tar"
     place = existing_path(path)
     if os.path.isdir(place):
         return "idx" if holds_idx(place) else "folder"
@@ -79,6 +81,6 @@ def kind_of(path: str) -> str:
 
 def _is_text(file: str) -> bool:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False).dtype.kind in "US"
-    except (ValueError, OSError, EOFError) as error:
+        return read_array(file).dtype.kind in "US"
+    except (ValueError, OSError) as error:
         raise UserError(f"{file!r} cannot be read as a numpy array: {error}") from error

@@ -9,13 +9,14 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from vissl_like.data.datasets.base import MAX_PIXELS
 from vissl_like.data.index import PathIndex, PathIndexBuilder, load_mapped
 from vissl_like.data.index_cache import kept_or_built, key_of
+from vissl_like.data.numpy_file import read_array
 from vissl_like.data.sources import FileImages, existing_path
 from vissl_like.registry import DATASETS
 from vissl_like.utils.errors import UserError, nearest
@@ -171,7 +172,8 @@ def _text_entries(file: str) -> Iterator[tuple[str, str]]:
 
 def _csv_entries(file: str) -> Iterator[tuple[str, str]]:
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines)
+        reader = csv.reader(lines)
+        rows = _rows(reader, file)
         header = [name.strip() for name in next(rows, [])]
         if "path" not in header:
             raise UserError(
@@ -183,14 +185,22 @@ def _csv_entries(file: str) -> Iterator[tuple[str, str]]:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) <= max(path_column, label_column) or not row[path_column].strip():
-                raise UserError(f"line {rows.line_num} of {file!r} has no path or too few columns: {','.join(row)!r}")
+                raise UserError(f"line {reader.line_num} of {file!r} has no path or too few columns: {','.join(row)!r}")
             yield row[path_column].strip(), row[label_column].strip() if label_column >= 0 else ""
+
+
+def _rows(reader: Any, file: str) -> Iterator[list[str]]:
+    """What a CSV reader gives; what it cannot read (a field of 131,072 characters, say) is the user's to mend."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {file!r} cannot be read as CSV: {error}") from error
 
 
 def _array_entries(file: str) -> Iterator[tuple[str, str]]:
     try:
-        names = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        names = read_array(file)
+    except (ValueError, OSError) as error:
         raise UserError(f"{file!r} cannot be read as an array of text: {error}") from error
     if names.dtype.kind not in "US" or names.ndim != 1:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from vissl_like.utils.errors import UserError
 
 Key = tuple[int, int]
 """(epoch, index in the dataset)."""
+
+
+class Order(Protocol):
+    """Indices in the order of an epoch: an array, or something that computes the slices it is asked for."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """``[n]`` indices at the places of a slice."""
 
 
 class BatchSampler(ABC):
@@ -52,7 +60,7 @@ class BatchSampler(ABC):
             )
 
     @abstractmethod
-    def order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> Order:
         """``[dataset_size]`` indices in the order in which an epoch goes through them; a pure function of the epoch."""
 
     def batches(self, start_step: int, total_steps: int) -> Iterator[list[Key]]:
@@ -60,7 +68,8 @@ class BatchSampler(ABC):
 
         Starting later gives exactly the later part of what starting at 0 gives.
         """
-        epoch, order = -1, np.empty(0, np.int64)
+        epoch = -1
+        order: Order = np.empty(0, np.int64)
         for step in range(start_step, total_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
