@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_resume import arguments, assert_same, losses_of, newest, state_of, tra
 
 from vissl_like.config import load_settings
 from vissl_like.engines.train import TrainEngine
+from vissl_like.losses.bank import BankLoss
 from vissl_like.registry import LOSSES
 
 
@@ -41,6 +43,24 @@ def test_a_stop_between_epochs_clusters_once(tmp_path, step):
     method = METHODS["deepcluster_v2"]
     assert train(tmp_path / "straight", *method) == 0
     assert train(tmp_path / "stopped", *method, f"config.HOOKS.stop_at={{step: {step}}}") == 3
+    assert train(tmp_path / "stopped", *method) == 0
+    assert_same(state_of(tmp_path / "stopped"), state_of(tmp_path / "straight"))
+
+
+def test_a_signal_in_the_first_pass_ends_it_at_once(tmp_path, monkeypatch):
+    method = METHODS["deepcluster_v2"]
+    assert train(tmp_path / "straight", *method) == 0
+    looked = []
+
+    def look(self, output):
+        looked.append(len(looked))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BankLoss, "look_at_first_pass", look)
+        assert train(tmp_path / "stopped", *method) == 143
+    assert looked == [0]  # not one batch more
+    assert not list((tmp_path / "stopped" / "checkpoints").glob("step_*"))
     assert train(tmp_path / "stopped", *method) == 0
     assert_same(state_of(tmp_path / "stopped"), state_of(tmp_path / "straight"))
 

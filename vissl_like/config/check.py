@@ -13,7 +13,7 @@ from vissl_like.config.interpolate import UNRESOLVED
 from vissl_like.config.names import Names
 from vissl_like.config.needs import unmet_needs
 from vissl_like.config.paths import groups_of, part_at, unset_places, value_at
-from vissl_like.config.resolve import split_batch
+from vissl_like.config.resolve import plan_job, split_batch
 from vissl_like.config.schema import REQUIRED_BY_DEFAULT, Settings, field_at, fields_of, walk
 from vissl_like.config.values import find_problems
 from vissl_like.registry import REGISTRIES
@@ -233,12 +233,26 @@ class _Check:
         given = self.composed.origin("TRAIN.clip")
         if given and value_at(values, "TRAIN.clip") == "tensor" and self.composed.origin("TRAIN.clip_norm") is None:
             self.say("TRAIN.clip", "has no effect without TRAIN.clip_norm; give the largest norm", "tensor")
-        self.batch(train, value_at(values, "DISTRIBUTED.processes") or 1)
+        self.batch(train, self.processes(values))
         if not isinstance(evaluate, dict) or self.bad & {"EVALUATE.resize", "EVALUATE.image_size"}:
             return
         resize, size = evaluate.get("resize"), evaluate.get("image_size")
         if resize and size and resize < size:
             self.say("EVALUATE.resize", f"must be at least image_size, {size}", resize)
+
+    def processes(self, values: dict[str, Any]) -> int:
+        """Processes of the run; those of a job follow from what Slurm is asked for."""
+        given, slurm = value_at(values, "DISTRIBUTED.processes") or 1, values.get("SLURM")
+        if not isinstance(slurm, dict) or slurm.get("USE_SLURM") is not True or self.bad_below("SLURM"):
+            return given
+        if UNRESOLVED in slurm.values() or self.bad_below("DISTRIBUTED"):
+            return given
+        try:
+            return plan_job(slurm, given).processes
+        except SettingsError as error:
+            self.problems += error.problems
+            self.bad.add("DISTRIBUTED.processes")  # how many there are is unknown: nothing can be divided by it
+            return given
 
     def batch(self, train: Any, processes: int) -> None:
         """Whether the batch can be divided."""

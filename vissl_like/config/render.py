@@ -22,7 +22,8 @@ usage: vissl-like config=NAME_OR_FILE [config=...] [config.SECTION.key=VALUE ...
 
   config=quick/NAME            settings that come with the package, or a path ending in .yaml; later ones are laid over
   config.TRAIN.length='5 epochs'   changes one setting; values are YAML: [a, b], {a: 1}, null, true, 'text'
-  --check                      say everything that is wrong with the settings, and stop
+  --check                      say everything that is wrong with the settings, and which weights and data of
+                               evaluations are missing, and stop
   --show                       print the settings of the run and where each comes from, and stop
   --list [KIND]                components by kind: losses, heads, trunks, hooks, datasets, ...
   --help [TOPIC]               on everything, a section (TRAIN), a setting (TRAIN.length), a component (losses/NAME)

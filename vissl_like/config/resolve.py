@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,3 +223,89 @@ def _precision(wanted: str, device_type: str, bf16_supported: bool) -> tuple[str
     if device_type == "cuda":
         return "fp16", "this GPU does not compute in bf16"
     return "fp32", "this CPU does not compute in bf16"
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job of a cluster is made of. ``processes = nodes * tasks_per_node``.
+
+    Attributes:
+        nodes: machines.
+        tasks_per_node: processes on each.
+        processes: of the whole job.
+        minutes: time limit, rounded up.
+        text: all of it for the eye, with the rule that gave the number of processes.
+    """
+
+    nodes: int
+    tasks_per_node: int
+    processes: int
+    minutes: int
+    text: str
+
+
+_WORDS = {
+    "name": r"[\w.+-]{1,100}",
+    "partition": r"[\w.,+-]{1,200}",
+    "account": r"[\w.@+-]{1,100}",
+    "qos": r"[\w.+-]{1,100}",
+    "constraint": r"[\w.,&|*()\[\]:+-]{1,300}",
+    "exclude": r"[\w.,\[\]-]{1,1000}",
+    "comment": r"[\w .,:;@=+/()-]{1,300}",
+}
+"""What Slurm's texts are made of; anything else (quotes, line breaks, ``$``) is refused before submission."""
+
+
+def plan_job(slurm: Mapping[str, Any], processes: int) -> JobPlan:
+    """Derives a job from the SLURM settings.
+
+    Args:
+        slurm: values of the section.
+        processes: ``DISTRIBUTED.processes``; 1 counts as not given.
+
+    Raises:
+        SettingsError: they contradict each other, or a text could not safely be handed to Slurm; all are listed.
+    """
+    problems = [
+        f"SLURM.{key} = {str(slurm[key])!r}: holds characters that job files do not take; it must match {pattern}"
+        for key, pattern in _WORDS.items()
+        if slurm[key] is not None and not re.fullmatch(pattern, str(slurm[key]), re.ASCII)
+    ]
+    nodes, tasks, gpus = slurm["nodes"], slurm["tasks_per_node"], slurm["gpus_per_node"]
+    rule = "nodes * tasks_per_node"
+    if tasks is None and gpus:
+        tasks, rule = gpus, "nodes * gpus_per_node"
+    elif tasks is None:
+        tasks, rule = processes // nodes, "DISTRIBUTED.processes"
+        if processes % nodes:
+            problems.append(
+                f"DISTRIBUTED.processes = {processes} cannot be divided equally among SLURM.nodes = {nodes}. Give "
+                "SLURM.tasks_per_node."
+            )
+            tasks = 1
+    if gpus and tasks != gpus:
+        problems.append(
+            f"SLURM.tasks_per_node = {tasks} and SLURM.gpus_per_node = {gpus}: each process takes one GPU. Make them "
+            "equal, or leave tasks_per_node out."
+        )
+    total = nodes * tasks
+    if processes not in (1, total):
+        problems.append(
+            f"DISTRIBUTED.processes = {processes}, but the job has {total} ({rule}). Leave it out under Slurm."
+        )
+    if slurm["cluster"] == "local" and nodes > 1:
+        problems.append(f"SLURM.nodes = {nodes}: SLURM.cluster=local has one machine, this one.")
+    minutes = math.ceil(slurm["time_hours"] * 60)
+    if slurm["signal_seconds"] >= minutes * 60:
+        problems.append(
+            f"SLURM.signal_seconds = {slurm['signal_seconds']} is not less than the time limit, {minutes * 60} s: the "
+            "run would be told to save before it begins."
+        )
+    if problems:
+        raise SettingsError(problems)
+    text = (
+        f"{total} process{'es' * (total > 1)} ({rule}) on {nodes} node{'s' * (nodes > 1)}, {slurm['cpus_per_task']} "
+        f"core{'s' * (slurm['cpus_per_task'] > 1)} each, {gpus or 'no'} GPU{'s' * (gpus != 1)} per node, "
+        f"at most {minutes // 60} h {minutes % 60} min"
+    )
+    return JobPlan(nodes, tasks, total, minutes, text)

@@ -12,6 +12,7 @@ from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from vissl_like.config.fields import component, components, section, setting
+from vissl_like.config.launching import DistributedSettings, SlurmSettings
 
 AUTO_BOOL = "bool | Literal['auto']"
 
@@ -153,21 +154,6 @@ class CheckpointSettings:
 
 
 @dataclass
-class DistributedSettings:
-    """Processes of the run. One process is a group of one."""
-
-    processes: int = setting(1, "Count", "training processes on this machine")
-    backend: str = setting("auto", "Literal['auto', 'gloo', 'nccl']", "auto: nccl on GPUs, gloo on CPUs")
-    device: str = setting("auto", "Literal['auto', 'cpu', 'cuda']", "auto: cuda if there is a GPU")
-    port: int | None = setting(
-        None, "Annotated[int, Range(low=1024, high=65535)] | None", "port where processes meet; null: a free one"
-    )
-    timeout_minutes: float = setting(
-        30.0, "Positive", "longest wait of one process for another before the run stops", unit="minutes"
-    )
-
-
-@dataclass
 class EvaluateSettings:
     """What evaluations are given: the weights, the size of images, the floors to compare with."""
 
@@ -225,6 +211,7 @@ class Settings:
     )
     CHECKPOINT: CheckpointSettings = section(CheckpointSettings)
     DISTRIBUTED: DistributedSettings = section(DistributedSettings)
+    SLURM: SlurmSettings = section(SlurmSettings)
     EVALUATION: Component | None = component("evaluations", "how features are scored", "knn")
     EVALUATE: EvaluateSettings = section(EvaluateSettings)
     REPORT: ReportSettings = section(ReportSettings)

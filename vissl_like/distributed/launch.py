@@ -1,4 +1,4 @@
-"""How a run's processes are started: this process, local processes, or those that torchrun has started."""
+"""How a run's processes are started: this process, local ones, those that torchrun or srun has started, or a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import sys
 import traceback
 from typing import Any
 
-from vissl_like.distributed import comm
+from vissl_like.distributed import comm, preemption, watchdog
+from vissl_like.distributed.job import take_place_under_srun
+from vissl_like.distributed.meeting import by_host, meet
 from vissl_like.plugins import announce_plugins
 from vissl_like.registry import ENGINES
 from vissl_like.utils.environment import available_cores
@@ -27,17 +29,27 @@ def launch(loaded: Any) -> int:
         loaded: ``LoadedSettings``.
 
     Returns:
-        exit status: 0 done, 2 a mistake of the user's, 130 or 143 stopped by a signal, 1 anything else.
+        exit status: 0 done, 2 a mistake of the user's (or processes that did not meet), 3 stopped by a hook or by
+        SIGUSR1 or SIGUSR2, 4 stood still, 130 or 143 stopped by SIGINT or SIGTERM, 1 anything else.
     """
     wanted = loaded.resolved.DISTRIBUTED.processes
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    started_by_other = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    started_by_other = started_by_other or take_place_under_srun(loaded.resolved.DISTRIBUTED.port)
+    if loaded.resolved.SLURM.USE_SLURM:
+        if started_by_other:
+            print("SLURM.USE_SLURM submits a job: start it by itself, not under torchrun or srun", file=sys.stderr)
+            return 2
+        from vissl_like.distributed.slurm import submit_run
+
+        return submit_run(loaded)
+    if started_by_other:
         given = int(os.environ["WORLD_SIZE"])
         if wanted not in (1, given):
             print(f"DISTRIBUTED.processes is {wanted}, but the launcher started {given} processes", file=sys.stderr)
             return 2
-        return _run_process(int(os.environ["RANK"]), given, None, loaded)
+        return run_process(int(os.environ["RANK"]), given, None, loaded)
     if wanted == 1:
-        return _run_process(0, 1, None, loaded)
+        return run_process(0, 1, None, loaded)
     return _spawn(loaded, wanted)
 
 
@@ -59,7 +71,7 @@ def _spawn(loaded: Any, processes: int) -> int:
             if worker.is_alive():
                 worker.terminate()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, forward)
     return _watch(workers)
 
@@ -91,7 +103,7 @@ def _watch(workers: list[Any]) -> int:
 def _worker(rank: int, world_size: int, port: int, loaded: Any) -> None:
     os.environ.update(LOCAL_RANK=str(rank))
     _end_with_parent()
-    sys.exit(_run_process(rank, world_size, port, loaded))
+    sys.exit(run_process(rank, world_size, port, loaded))
 
 
 def _end_with_parent() -> None:
@@ -100,8 +112,18 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> int:
-    """One process of the run, from joining the group to leaving it."""
+def run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> int:
+    """One process of the run, from joining the group to leaving it.
+
+    Args:
+        rank: of this process.
+        world_size: processes of the run.
+        port: where processes of this machine meet; None takes MASTER_ADDR and MASTER_PORT.
+        loaded: ``LoadedSettings``.
+
+    Returns:
+        exit status, see ``launch``.
+    """
     import torch
 
     settings = loaded.resolved
@@ -110,10 +132,16 @@ def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> i
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     torch.set_num_threads(settings.TRAIN.threads or max(1, available_cores() // local_world))
+    stall = settings.DISTRIBUTED.stall_minutes
+    stall = settings.DISTRIBUTED.timeout_minutes if stall is None else stall
+    watchdog.arm(stall * 60, f"process {rank} of {world_size} on {socket.gethostname()}")
     try:
         _join_group(rank, world_size, port, settings)
         options = {str(key): value for key, value in settings.ENGINE.items() if key != "name"}
-        return ENGINES.get(settings.ENGINE.name)(loaded, **options).run()
+        status = ENGINES.get(settings.ENGINE.name)(loaded, **options).run()
+        if preemption.in_job():
+            preemption.agree()
+        return status
     except UserError as error:
         print(f"{'' if rank == 0 else f'process {rank}: '}{error}", file=sys.stderr)
         return 2
@@ -125,6 +153,7 @@ def _run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> i
         traceback.print_exc()
         return 1
     finally:
+        watchdog.disarm()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # The data-parallel wrapper lies in reference cycles; it must not outlive the group whose threads it uses.
             gc.collect()
@@ -136,7 +165,7 @@ def _join_group(rank: int, world_size: int, port: int | None, settings: Any) -> 
     """Takes this process's GPU and meets the others.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: CUDA was asked for and is not there, or a process did not come.
     """
     import torch
     import torch.distributed as dist
@@ -158,15 +187,14 @@ def _join_group(rank: int, world_size: int, port: int | None, settings: Any) -> 
         )
     if port is not None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group(
-        backend,
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(minutes=settings.DISTRIBUTED.timeout_minutes),
-    )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store, hosts = meet(rank, world_size, address, port, settings.DISTRIBUTED.handshake_minutes * 60)
+    timeout = datetime.timedelta(minutes=settings.DISTRIBUTED.timeout_minutes)
+    store.set_timeout(timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     if rank == 0:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        print(f"{world_size} processes met at {where} over {backend}", file=sys.stderr)
+        places = by_host(enumerate(hosts))
+        print(f"{world_size} processes met at {address}:{port} over {backend}: {places}", file=sys.stderr, flush=True)
 
 
 def _free_port() -> int:

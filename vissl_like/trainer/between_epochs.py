@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from vissl_like.distributed import comm
 from vissl_like.records import Batch, ModelOutput, Progress
 from vissl_like.trainer.parts import Parts
 
 
+class StoppedBetweenEpochs(Exception):
+    """A stop was asked for during a pass; every process raises it at the same batch."""
+
+
 class EpochFeatures:
-    """The ``FeatureSource`` of a run: passes over the epoch that begins.
+    """The ``FeatureSource`` of a run: passes over the epoch that begins, which a signal to any process ends.
 
     Args:
         parts: of the run.
@@ -27,6 +32,8 @@ class EpochFeatures:
         parts, step = self._parts, self._progress.step
         parts.model.head.before_forward(self._progress)
         for batch in parts.make_loader(step, step + self._progress.steps_per_epoch):
+            if any(comm.all_gather_object(parts.signals.requested)):
+                raise StoppedBetweenEpochs
             with parts.step.precision.autocast():
                 outputs = [parts.model([parts.step.normalise(batch.views[view])]) for view in views]
             yield batch, outputs

@@ -52,6 +52,7 @@ MAY_CHANGE_ON_RESUME = (
     "EVALUAT*",
     "REPORT*",
     "DISTRIBUTED*",
+    "SLURM*",
     "DATA.PROBE*",
     "DATA.WORKERS",
     "DATA.PREFETCH",

@@ -13,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from vissl_like.compat.classy import ClassyTask
-from vissl_like.distributed import comm
+from vissl_like.distributed import comm, watchdog
 from vissl_like.hooks.base import Event
 from vissl_like.records import Batch, Progress
-from vissl_like.trainer.between_epochs import EpochFeatures
+from vissl_like.trainer.between_epochs import EpochFeatures, StoppedBetweenEpochs
 from vissl_like.trainer.checkpoint import Checkpoint, load_states, wall_clock
 from vissl_like.trainer.network import resume_teacher
 from vissl_like.trainer.parts import Parts
@@ -94,6 +94,7 @@ class Run(ClassyTask):
     def save_checkpoint(self, reason: str) -> Path | None:
         """Writes a checkpoint of this step; called by all processes. None if it could not be written (said why)."""
         step = self.progress.step
+        watchdog.beat(f"writing the checkpoint of step {step}")
         common = {
             "step": step,
             "model": self.model.state_dict(),
@@ -180,11 +181,18 @@ class Run(ClassyTask):
         """An epoch begins, or goes on after a resume."""
         self._phase = self.progress.step // self.progress.steps_per_epoch
         if self.progress.step % self.progress.steps_per_epoch == 0 and not self.done_training():
-            self.loss.before_epoch(EpochFeatures(self.parts, self.progress), self.progress)
+            watchdog.rest()  # a pass over all images takes as long as it takes
+            try:
+                self.loss.before_epoch(EpochFeatures(self.parts, self.progress), self.progress)
+            except StoppedBetweenEpochs:
+                self._agree_on_stop()
+                if self.progress.step == 0:
+                    self._saved_at = 0  # nothing is trained, and half a pass is worth nothing: it is begun anew
         self._tell("on_phase_start")
 
     def train_step(self) -> None:
         """One optimizer step; ends the phase by StopIteration, as classy-vision's trainer expects."""
+        watchdog.beat(f"step {self.progress.step} of {self.progress.total_steps}")
         self._agree_on_stop()
         if self.done_training() or self.progress.step // self.progress.steps_per_epoch > self._phase:
             raise StopIteration
@@ -222,6 +230,7 @@ class Run(ClassyTask):
         reason = self.stop_reason or "end"
         if self._saved_at != self.progress.step and self.save_checkpoint(reason) is None:
             self._rescue(reason)
+        watchdog.rest()
         self._tell("on_end")
 
     def init_distributed_data_parallel_model(self) -> None:
@@ -251,6 +260,7 @@ class Run(ClassyTask):
 
     def on_error(self, error: BaseException) -> None:
         """Tells the hooks that the run dies of ``error``."""
+        watchdog.rest()
         self._close_loader()
         for hook in self.hooks:
             hook.on_error(self, error)

@@ -1,0 +1,164 @@
+"""A real Slurm on this machine: jobs that are pre-empted come back and end as if nothing had been; sweeps; cancelling.
+
+dev/slurm/start.sh makes the cluster; where it cannot (not root, not Debian) these tests are skipped with the reason.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "tests/faults/fault_plugin.py"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Environment of a cluster of one node with two cores."""
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm of our own needs root")
+    if not Path("/etc/debian_version").exists() and shutil.which("slurmctld") is None:
+        pytest.skip("dev/slurm installs Slurm on Debian only, and it is not installed here")
+    folder = tmp_path_factory.mktemp("slurm")
+    environment = {
+        **os.environ,
+        "VISSL_LIKE_SLURM_DIR": str(folder),
+        "VISSL_LIKE_SLURM_CPUS": "2",
+        "VISSL_LIKE_SLURM_PORT": str(21000 + os.getpid() % 9000),
+        "OMP_NUM_THREADS": "1",
+    }
+    started = subprocess.run([ROOT / "dev/slurm/start.sh"], env=environment, capture_output=True, text=True)
+    try:
+        if started.returncode != 0:
+            pytest.skip(f"dev/slurm/start.sh: {started.stderr.strip().splitlines()[-1:]}")
+        environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        yield environment
+    finally:
+        subprocess.run([ROOT / "dev/slurm/stop.sh", "--purge"], env=environment)
+
+
+def command(folder, *more):
+    return [
+        sys.executable,
+        "tools/run_distributed_engines.py",
+        "config=quick/synthetic",
+        f"config.OUTPUT_DIR={folder}",
+        "config.HOOKS.console=null",
+        "config.TRAIN.threads=1",
+        *more,
+    ]
+
+
+TRAIN = [f"config.PLUGINS=[{PLUGIN}]", "config.HOOKS.slow={}", "config.DATA.WORKERS=1", "config.TRAIN.length=8 epochs"]
+JOB = ["config.SLURM.USE_SLURM=true", "config.SLURM.mem_gb=2", "config.SLURM.time_hours=1"]
+TWO = [*TRAIN, *JOB, "config.SLURM.tasks_per_node=2"]
+
+
+def submit(cluster, *arguments):
+    done = subprocess.run(command(*arguments), cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return re.search(r"(?:job|array) (\d+)", done.stdout)[1]
+
+
+def ask(cluster, *words):
+    return subprocess.run(words, env=cluster, capture_output=True, text=True, timeout=300).stdout.strip()
+
+
+def state(cluster, job):
+    return ask(cluster, "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
+
+
+def until(condition, seconds=400):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "it took too long"
+        time.sleep(0.2)
+
+
+def release(cluster, job):
+    """Slurm holds a job that came back for two minutes; a test does not wait for that."""
+    until(lambda: state(cluster, job) == "PENDING", 300)
+    ask(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def stderr_of(folder, rank=0):
+    return "".join(file.read_text() for file in folder.glob(f"slurm/*_{rank}_log.err"))
+
+
+def saved(folder):
+    return sorted(folder.glob("checkpoints/step_*"))
+
+
+def test_preempted_twice_and_the_weights_are_those_of_an_uninterrupted_run(cluster, tmp_path):
+    """First by the signal before a time limit, then by a job of a higher partition; the straight run is under srun."""
+    out, straight = tmp_path / "job", tmp_path / "straight"
+    job = submit(cluster, out, *TWO)
+    until(lambda: (out / "first_step_done").exists())
+    ask(cluster, "scancel", "--signal=USR2", job)
+    release(cluster, job)
+    until(lambda: "2 processes met" in stderr_of(out)[stderr_of(out).find("back into the queue") + 1 :])
+    steps = len(saved(out))
+    until(lambda: len(saved(out)) > steps or saved(out)[-1].name > "step_00000006")
+    srun = ["srun", "--mpi=none", "--partition=high", "--ntasks=2", "--mem=1", "--overcommit"]
+    urgent = subprocess.Popen([*srun, "true"], env=cluster)
+    assert urgent.wait(300) == 0
+    assert [path.name for path in saved(out)][-1] < "step_00000032"
+    release(cluster, job)
+    plain = subprocess.run(
+        ["srun", "--mpi=none", "--partition=main", "--ntasks=2", *command(straight, *TRAIN)],  # nobody is pushed out
+        cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert plain.returncode == 0, plain.stderr
+    assert "2 processes met at 127.0.0.1:" in plain.stderr
+    until(lambda: state(cluster, job) in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"))
+    told = stderr_of(out)
+    assert state(cluster, job) == "COMPLETED", told
+    assert told.count(f"putting job {job} back into the queue") == 2
+    assert "Restarts=2" in ask(cluster, "scontrol", "show", "job", job)
+    resumed = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert sum(event["kind"] == "run_start" and event["started_from"] > 0 for event in resumed) == 2
+    ends = [saved(folder)[-1] for folder in (out, straight)]
+    assert {end.name for end in ends} == {"step_00000032"}
+    for name in ("state.pt", "rank_00000.pt", "rank_00001.pt"):
+        left, right = (dict(_tensors(torch.load(end / name, weights_only=True))) for end in ends)
+        assert left.keys() == right.keys() and left
+        for key, value in left.items():
+            assert torch.equal(value, right[key]), (name, key)
+
+
+def _tensors(value, path=""):
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(inner, f"{path}.{key}")
+
+
+def test_a_cancelled_job_saves_and_stays_away(cluster, tmp_path):
+    job = submit(cluster, tmp_path, *TWO)
+    until(lambda: (tmp_path / "first_step_done").exists())
+    ask(cluster, "scancel", job)
+    until(lambda: state(cluster, job) not in ("RUNNING", "COMPLETING"), 300)
+    assert state(cluster, job) == "CANCELLED"
+    assert len(saved(tmp_path)) >= 1 and "back into the queue" not in stderr_of(tmp_path)
+
+
+def test_a_sweep_of_four_is_an_array_and_one_table(cluster, tmp_path):
+    grid = "{name: sweep, engine: train, grid: {LOSS.temperature: [0.1, 0.2], SEED: [0, 1]}}"
+    more = ["config.TRAIN.length=2 steps", f"config.ENGINE={grid}", *JOB, "config.SLURM.wait=true"]
+    done = subprocess.run(command(tmp_path, *more), cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ended with exit status 0") == 4
+    points = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert [point["state"] for point in points] == ["done"] * 4
+    assert len({round(point["metrics"]["loss"], 6) for point in points}) == 4
+    again = subprocess.run(command(tmp_path, *more), cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "Nothing is left to submit" in again.stdout
