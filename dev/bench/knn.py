@@ -2,7 +2,7 @@
 """k-NN votes of this project beside others': the same rows, one process each in turn, seconds and memory.
 
     OMP_NUM_THREADS=1 python dev/bench/knn.py --python /path/to/python/with/lightly
-    OMP_NUM_THREADS=1 python dev/bench/knn.py --sides ours --bank 1281167 --queries 2000 --classes 1000 --runs 1
+    OMP_NUM_THREADS=1 python dev/bench/knn.py --sides ours --rows 1280000 --queries 2000 --classes 1000 --runs 1
 
 ``torch`` is what the official DINO does: queries in 100 stretches, all similarities of a stretch, ``topk``, votes by a
 one-hot table. ``lightly`` is its ``knn_predict``, 256 queries at a time. Every side is given rows that are not of unit
@@ -198,7 +198,7 @@ def has_lightly(python: str) -> bool:
 def parser() -> argparse.ArgumentParser:
     """The words of the command."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bank", type=int, default=60000, help="rows that are searched (default: %(default)s)")
+    made.add_argument("--bank", "--rows", type=int, default=60000, help="rows that are searched (default: %(default)s)")
     made.add_argument("--queries", type=int, default=10000, help="rows that are asked about (default: %(default)s)")
     made.add_argument("--dim", type=int, default=512, help="(default: %(default)s)")
     made.add_argument("--classes", type=int, default=10, help="(default: %(default)s)")

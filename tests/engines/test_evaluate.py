@@ -1,5 +1,7 @@
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from small_run import RECORD, checkpoint, photos, settings
 
 from vissl_like.engines.evaluate import EvaluateEngine
 from vissl_like.evaluation import subjects
+from vissl_like.models.trunks.resnet import ResNet
 from vissl_like.utils.errors import UserError
 
 
@@ -47,6 +50,8 @@ def test_trained_network_and_floors(place, capsys):
     assert arrays["indices"].tolist() == list(range(10))
     text = capsys.readouterr().out
     assert "10 test images" in text and "random init" in text and "step 7" in text
+    files = [place / "run/evaluation_knn.json", place / "run/evaluation_knn.npz"]
+    assert text.endswith(f"written: {files[0]}, {files[1]}\n") and all(file.is_file() for file in files)
 
 
 def test_both_evaluations_extract_once(place, monkeypatch):
@@ -115,6 +120,28 @@ def test_the_architecture_is_that_of_the_weights(place, capsys):
     bare = place / "run/checkpoints/step_00000007/backbone.safetensors"
     with pytest.raises(UserError, match="do not fit the model"):
         evaluate(place, "config.MODEL.TRUNK.width=0.25", f"config.EVALUATE.weights={bare}")
+
+
+def test_weights_from_elsewhere_are_pointed_to_the_importer(place, monkeypatch):
+    """The command that is told brings them in, and they are measured."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "extra_scripts"))
+    import import_backbone
+
+    torch.manual_seed(1)
+    tensors = ResNet(1, depth=10, width=0.125, stem="small").state_dict()
+    foreign = place / "my net.pth"
+    torch.save({"state_dict": {**tensors, "fc.weight": torch.zeros(2, 3)}}, foreign)
+    with pytest.raises(UserError, match=r"what network are the weights .* of\?") as caught:
+        evaluate(place, f"config.EVALUATE.weights={foreign}", "config.MODEL.TRUNK=null")
+    assert "import_backbone.py --weights '" in str(caught.value) and "{name: resnet, depth: 50}" in str(caught.value)
+    with pytest.raises(UserError, match=r"1 of the file are not used: fc.weight") as caught:
+        evaluate(place, f"config.EVALUATE.weights={foreign}")
+    (line,) = [text.strip() for text in str(caught.value).splitlines() if text.startswith("    ")]
+    command = shlex.split(line)
+    assert command[:2] == ["python", "extra_scripts/import_backbone.py"] and command[-1] == "models/my_net"
+    monkeypatch.chdir(place)
+    assert import_backbone.main([*command[2:], "--channels", "1"]) == 0
+    assert evaluate(place, f"config.EVALUATE.weights={place / 'models/my_net'}") == 0
 
 
 def test_skipped_images_are_counted(place):

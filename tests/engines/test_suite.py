@@ -1,5 +1,9 @@
 import json
+import os
+import re
 import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -65,27 +69,65 @@ def test_every_entry_of_every_checkpoint_once(place, counted, capsys):
     assert list(found[0]["subjects"]) == ["trained", "random init", "raw pixels", "majority class"]
     assert found[0]["subjects"]["raw pixels"] == found[1]["subjects"]["raw pixels"]
     text = (place / "suite/results.md").read_text()
-    assert "| one |" in text and "| two |" in text and text.count("| raw pixels |") == 3
-    assert "one - this [95 %]" in text and "| random init |" in text
+    assert text.count("\n| one ") == text.count("\n| two ") == text.count("\n| raw pixels ") == 2
+    assert "## All\n| entry | counts | " in text and "## Ahead of [95 %]" in text
     page = (place / "suite/report.html").read_text()
     assert "4 of 4 done" in page and "data:image/png" in page
-    assert text in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert text[: text.index("## near")].strip() in said and f"all measures: {place / 'suite/results.md'}" in said
+    lines = [line for line in said.splitlines() if line.startswith("[")]
+    assert lines[0] == "[1/4] near, one ..." and lines[1].startswith("[1/4] near, one, ") and "trained " in lines[1]
+    assert lines[6] == "[4/4] line, two ..." and len(lines) == 8
     suite(place, {"near": KNN, "line": LINEAR}).run()
     assert len(counted) == 8  # nothing again
     assert cells(place) == found
 
 
-def test_stopped_and_started_again(place, counted, monkeypatch):
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_stopped_and_started_again(place, counted, monkeypatch, capsys, name, status):
     whole = suite(place, {"near": KNN, "line": LINEAR})
-    monkeypatch.setattr(LinearEvaluation, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        whole.run()
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def stop(*_):
+        os.kill(os.getpid(), getattr(signal, name))
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, which comes with it
+        time.sleep(5)
+
+    monkeypatch.setattr(LinearEvaluation, "__call__", stop)
+    assert whole.run() == status
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    said = capsys.readouterr().err
+    assert f"{name}: stopped in [3/4] line, one. 2 of 4 are finished; nothing that is finished is lost" in said
+    assert "The same command goes on from there." in said
     monkeypatch.undo()
     assert len(cells(place)) == 2 and "2 of 4 done" in (place / "suite/report.html").read_text()
     kept = {file: file.stat().st_mtime_ns for file in (place / "suite/results").iterdir()}
     assert suite(place, {"near": KNN, "line": LINEAR}).run() == 0
-    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    assert all(file.stat().st_mtime_ns == written for file, written in kept.items())
     assert len(cells(place)) == 4
+
+
+def test_a_signal_that_is_taken_already_is_left_alone(place, monkeypatch):
+    """A job on a cluster has to know of it, to go back into the queue."""
+    heard = []
+
+    def note(number, frame):
+        heard.append(number)
+        raise KeyboardInterrupt("SIGTERM")
+
+    monkeypatch.setattr(LinearEvaluation, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        assert suite(place, {"line": LINEAR}).run() == 143 and heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_stopped_before_anything_leaves_what_an_earlier_suite_found(place, monkeypatch, capsys):
+    suite(place, {"near": KNN}).run()
+    monkeypatch.setattr(LinearEvaluation, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert suite(place, {"line": LINEAR}).run() == 130
+    assert "0 of 2 are finished" in capsys.readouterr().err and len(cells(place)) == 2
 
 
 def test_changed_weights_images_labels_or_options_are_measured_again(place, counted):
@@ -123,7 +165,8 @@ def test_figures_from_elsewhere_stand_beside(place):
     engine = suite(place, {"near": KNN}, checkpoints={"one": [f"config.EVALUATE.weights={place / 'one'}"]})
     engine.entries["near"]["references"] = {"a paper": 74.5}
     engine.run()
-    assert "| reported: a paper | 74.5 |" in (place / "suite/results.md").read_text()
+    text = (place / "suite/results.md").read_text()
+    assert re.search(r"\| reported: a paper \| +74\.5 \|", text) and "| a paper 74.5 |" in text
     assert cells(place)[0]["references"] == {"a paper": 74.5}
 
 
@@ -142,9 +185,9 @@ def test_names_and_arguments_that_would_mislead(place):
     weights = [f"config.EVALUATE.weights={place / 'one'}"]
     mistaken = {"a b": [*KNN, "config.OUTPUT_DIR=elsewhere"], "a-b": [*KNN, "config.ENGINE=train"]}
     with pytest.raises(SettingsError) as caught:
-        suite(place, mistaken, checkpoints={"raw pixels": weights, "\u6570\u636e": weights}).run()
+        suite(place, mistaken, checkpoints={"raw pixels": weights, "chance": weights, "\u6570\u636e": weights}).run()
     text = str(caught.value)
-    assert "'raw pixels' is what a floor is called" in text
+    assert "'raw pixels' is what a floor is called" in text and "'chance' is what a floor is called" in text
     assert "names the same folder as 'a b'" in text and "has none of them" in text
     assert "config.OUTPUT_DIR=elsewhere has no effect here, only on the command line" in text
     assert "config.ENGINE=train has no effect" in text
@@ -178,6 +221,27 @@ def test_features_outlive_a_suite_that_has_all_results(place, monkeypatch):
     assert suite(place, {"near": KNN, "line": LINEAR}).run() == 0
 
 
+def test_every_checkpoint_beside_its_floors_and_the_first(place):
+    suite(place, {"near": KNN}).run()
+    one, two = cells(place)
+    assert list(one["differences"]) == ["random init", "raw pixels", "majority class"]
+    assert list(two["differences"]) == ["random init", "raw pixels", "majority class", "one"]
+    top1 = {name: found["metrics"]["top1"] for name, found in two["subjects"].items()}
+    top1["one"] = one["subjects"]["trained"]["metrics"]["top1"]
+    for name, found in two["differences"].items():
+        # The same ten images on both sides: the difference of the means is the mean of the differences.
+        assert found["difference"] == pytest.approx(top1["trained"] - top1[name])
+        assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_other_images_are_not_compared(place):
+    photos(place / "more", per_class=5, seed=2)
+    chosen = {name: [f"config.EVALUATE.weights={place / name}"] for name in ("one", "two")}
+    chosen["two"].append(f"config.DATA.PROBE_TEST.path={place / 'more'}")
+    suite(place, {"near": KNN}, checkpoints=chosen).run()
+    assert "one" not in cells(place)[1]["differences"]
+
+
 def test_every_number_says_how_it_was_made(place):
     suite(place, {"near": [*KNN, "config.EVALUATE.image_size=12"]}).run()
     cell = cells(place)[0]
@@ -200,3 +264,18 @@ def test_an_edited_protocol_is_measured_again(place, counted, monkeypatch):
     monkeypatch.setattr(evaluate, "sha256", lambda path: "edited" if path.name == "knn.py" else original(path))
     suite(place, {"near": KNN, "line": LINEAR}).run()
     assert len(counted) == 12 and counted[8:] == ["KnnEvaluation"] * 4
+
+
+def test_entries_as_jobs_of_their_own(place, counted, capsys):
+    entries = {"near": KNN, "line": LINEAR}
+    jobs = suite(place, entries).job_arguments()
+    assert jobs["near, two"] == ["config.ENGINE.only=['near, two']"]
+    assert list(jobs) == ["near, one", "near, two", "line, one", "line, two"]
+    for name in jobs:
+        assert suite(place, entries, only=[name]).run() == 0
+    assert not (place / "suite/results.json").exists()
+    measured, _ = len(counted), capsys.readouterr()
+    assert suite(place, entries).run() == 0
+    assert len(counted) == measured == 8 and len(cells(place)) == 4  # the table alone is made
+    with pytest.raises(SettingsError, match="there is no entry 'far'; there are near, one, near, two"):
+        suite(place, entries, only=["far"]).run()

@@ -125,13 +125,27 @@ def test_off_without_labels_in_one_message(make_run, given, sets, part):
 @pytest.mark.parametrize(
     ("sets", "part"),
     [
-        ({"test": Patterns(20, classes=("left", "right"))}, "left, right"),
+        ({"test": Patterns(20, classes=("left", "right"))}, "PROBE_TRAIN: right. The training images have left, top"),
         ({"test": Patterns(20, channels=3)}, "DATA.PROBE_TEST.channels=1"),
     ],
 )
 def test_sets_that_do_not_fit_are_refused_before_training(make_run, sets, part):
     with pytest.raises(UserError, match=part):
         prepare(make_run(OnlineKnnHook(at_start=False), settings=settings()), **sets).start()
+
+
+def test_classes_are_matched_by_name(make_run):
+    """The rule of evaluations: a test set may number its classes otherwise, and have some of them only."""
+    sets = {
+        "train": Patterns(40, classes=("left", "top", "unseen")),
+        "test": Patterns(20, classes=("left", "top")),
+    }
+    run = prepare(make_run(OnlineKnnHook(k=5), settings=settings()), **sets).start()
+    assert run.events("knn")[0].fields["top1"] == 100.0
+    swapped = Patterns(20, classes=("top", "left"))
+    swapped.labels = 1 - swapped.labels
+    run = prepare(make_run(OnlineKnnHook(k=5), settings=settings()), test=swapped).start()
+    assert run.events("knn")[0].fields["top1"] == 100.0
 
 
 def train(run, steps):

@@ -85,7 +85,7 @@ class AttentionEngine:
         trunk, remarks = build_trained(settings, weights, look)
         if not callable(getattr(trunk, "last_attention", None)):
             raise UserError(
-                f"the network {trunk_section(settings, weights.record)['name']!r} gives no attention maps. Only vision "
+                f"the network {trunk_section(settings, weights)['name']!r} gives no attention maps. Only vision "
                 "transformers do: train with config.MODEL.TRUNK.name=vit, or name such weights in EVALUATE.weights"
             )
         height, width, rounded = whole_patches(trunk, self.height, self.width)

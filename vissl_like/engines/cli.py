@@ -53,7 +53,9 @@ def _run(arguments: list[str]) -> int:
 
     loaded = load_settings(settings)
     if flag == "--check":
-        print("The settings are valid.")
+        from vissl_like.engines.paths import check_paths
+
+        print(" ".join(filter(None, ["The settings are valid.", check_paths(loaded)])))
         return 0
     if flag == "--show":
         from vissl_like.config.show import show_text

@@ -24,12 +24,12 @@ from vissl_like.engines.trained import (
 )
 from vissl_like.evaluation.base import Evaluation, LeftOut
 from vissl_like.evaluation.bench import Bench, Probe
+from vissl_like.evaluation.names import TRAINED
 from vissl_like.evaluation.record import make_record, summary, write_results
 from vissl_like.evaluation.results import ResultStore, result_key
 from vissl_like.evaluation.scoring import Scored, align_classes, count_classes, score
 from vissl_like.evaluation.store import FeatureStore
 from vissl_like.evaluation.subjects import (
-    TRAINED,
     Look,
     Protocol,
     Source,
@@ -73,9 +73,9 @@ class EvaluateEngine:
         scored = measure(given, store, output_dir)
         if comm.is_main():
             record = record_of(self.loaded, given, scored)
-            write_results(output_dir, self.loaded.resolved.EVALUATION.name, record, scored)
+            files = write_results(output_dir, self.loaded.resolved.EVALUATION.name, record, scored)
             store.drop_unused()
-            print(summary(record, scored), flush=True)
+            print(f"{summary(record, scored)}\nwritten: {', '.join(str(file) for file in files)}", flush=True)
         return 0
 
 
@@ -249,7 +249,7 @@ def choose_subjects(
 ) -> tuple[list[Subject], list[str]]:
     """The trained network first, then the floors that were asked for; and remarks."""
     trunk, notices = build_trained(settings, weights, look)
-    section = trunk_section(settings, weights.record)
+    section = trunk_section(settings, weights)
     subjects = [network_subject(TRAINED, trained_identity(settings, weights, trunk), trunk, protocol)]
     if not settings.EVALUATE.floors:
         return subjects, notices

@@ -16,9 +16,10 @@ from vissl_like.data.transforms.parameters import sample_generator
 from vissl_like.engines.trained import Weights, build_trained, look_of, open_source, protocol_of, trained_identity
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.knn import nearest_rows
+from vissl_like.evaluation.names import TRAINED
 from vissl_like.evaluation.scoring import align_classes
 from vissl_like.evaluation.store import FeatureStore
-from vissl_like.evaluation.subjects import TRAINED, Source, feature_key, network_subject, subject_features
+from vissl_like.evaluation.subjects import Source, feature_key, network_subject, subject_features
 from vissl_like.registry import TRANSFORMS
 from vissl_like.trainer.components import build, build_dataset
 from vissl_like.visualize.crops import CropRow

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from types import FrameType
+from typing import Any
 
-from vissl_like.config.load import LoadedSettings, load_settings
+from vissl_like.config.yaml_text import dump_inline
 from vissl_like.distributed import comm
 from vissl_like.engines.evaluate import measure, origin_of, prepare
-from vissl_like.engines.suite_tables import REFERENCE, Cell, markdown, suite_page
+from vissl_like.engines.suite_cells import Cell, ahead_of
+from vissl_like.engines.suite_jobs import Entry, Job, jobs_of
+from vissl_like.engines.suite_tables import markdown, overview_text, suite_page
 from vissl_like.engines.train import prepare_folder
-from vissl_like.evaluation.base import MAJORITY
+from vissl_like.evaluation.names import slug_of
 from vissl_like.evaluation.results import ResultStore
 from vissl_like.evaluation.scoring import Scored
 from vissl_like.evaluation.store import FeatureStore
-from vissl_like.evaluation.subjects import PIXELS, RANDOM, slug_of
 from vissl_like.registry import ENGINES
+from vissl_like.trainer.signals import TOGETHER_S
 from vissl_like.utils.environment import describe_environment
 from vissl_like.utils.errors import SettingsError, UserError
 from vissl_like.utils.files import write_atomic, write_json
 from vissl_like.visualize.page import render_page
 
-OF_THE_SUITE = ("config.ENGINE", "config.OUTPUT_DIR", "config.DISTRIBUTED", "config.REPORT")
-ONLY = "checkpoint"
-"""Name of the checkpoint where ENGINE.checkpoints names none."""
+PAGE_SECONDS = 20.0
+"""The page, whose chart takes seconds to draw, is brought up to date so often; results after every entry."""
 
-
-class Entry(TypedDict, total=False):
-    """One evaluation of a suite: ``arguments`` as on a command line, and figures from elsewhere to stand beside it."""
-
-    arguments: list[str]
-    references: dict[str, float]
+_NOBODYS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 @ENGINES.register("suite")
@@ -52,33 +52,64 @@ class SuiteEngine:
             optionally, ``references`` (percentages by name, shown beside); null removes one that a base has
         checkpoints: by name, arguments that choose one, such as [config.EVALUATE.weights=runs/elpv]; null for the one
             that the settings name
+        only: entries to measure now, written as in the lines that a suite prints (``elpv_knn`` or ``elpv_knn, ours``);
+            their results are kept and no table is written; null: all, and the tables
     """
 
     required_settings = ()
+    submits_array = True
+    after_jobs = "once they have ended, the same command without config.SLURM.USE_SLURM: nothing is measured again"
     used_sections = ("DATA", "MODEL", "DISTRIBUTED", "EVALUATE", "TRAIN")
 
     def __init__(
-        self, loaded: Any, *, entries: dict[str, Entry | None], checkpoints: dict[str, list[str]] | None = None
+        self,
+        loaded: Any,
+        *,
+        entries: dict[str, Entry | None],
+        checkpoints: dict[str, list[str]] | None = None,
+        only: list[str] | None = None,
     ):
         self.loaded = loaded
-        self.entries = {name: entry for name, entry in entries.items() if entry is not None}
-        self.checkpoints = dict(checkpoints or {ONLY: []})
+        self.entries = entries
+        self.checkpoints = checkpoints
+        self.only = None if only is None else list(only)
 
     def run(self) -> int:
-        """Runs all entries.
+        """Runs all entries; Ctrl-C and SIGTERM stop it, and what is finished is kept.
 
         Returns:
-            0, or 2 if an entry could not be run (said).
+            0, or 2 if an entry could not be run (said), or 130 or 143 if it was stopped.
 
         Raises:
             UserError: settings of an entry are wrong (all are told together), or OUTPUT_DIR cannot be written.
         """
         folder = prepare_folder(self.loaded.resolved.OUTPUT_DIR)
         jobs = self.jobs()
-        features, results = FeatureStore(folder / "features"), ResultStore(folder / "results")
         cells: list[Cell] = []
+        with _interrupts():
+            try:
+                self._run(folder, jobs, cells)
+            except KeyboardInterrupt as stopped:
+                name = str(stopped.args[0]) if stopped.args else "SIGINT"
+                _say(_told_at_stop(name, folder, jobs, cells), sys.stderr)
+                if comm.is_main() and cells and self.only is None:
+                    self._write(folder, cells, len(jobs), page=True)
+                return 143 if name == "SIGTERM" else 130
+        failed = [cell for cell in cells if cell.problem]
+        if self.only is None:
+            _say(f"\n{overview_text(cells)}\nall measures: {folder / 'results.md'}\nreport: {folder / 'report.html'}")
+        if failed:
+            _say(f"{len(failed)} of {len(jobs)} could not be run; see above", sys.stderr)
+        return 2 if failed else 0
+
+    def _run(self, folder: Path, jobs: list[Job], cells: list[Cell]) -> None:
+        """Fills ``cells``, one after the other."""
+        features, results = FeatureStore(folder / "features"), ResultStore(folder / "results")
+        drawn = -PAGE_SECONDS
         for number, job in enumerate(jobs, 1):
             start = time.perf_counter()
+            heading = f"[{number}/{len(jobs)}] {job.name}"
+            _say(f"{heading} ...")
             cell = Cell(job.entry, job.checkpoint, references=job.references)
             try:
                 given = prepare(job.loaded, folder)
@@ -86,20 +117,17 @@ class SuiteEngine:
                 cell.scored = measure(given, features, folder / "files" / slug_of(job.name), results)
             except UserError as error:
                 cell.problem = str(error)
+            cell.ahead = ahead_of(cell, next((other for other in cells if other.entry == job.entry), None))
             cells.append(cell)
-            seconds = time.perf_counter() - start
-            if comm.is_main():
-                said = cell.problem or _told(cell.scored)
-                print(f"[{number}/{len(jobs)}] {job.name}, {seconds:.0f} s: {said}", flush=True)
-            problem = comm.broadcast_object(self._write(folder, cells, len(jobs)) if comm.is_main() else None)
+            _say(f"{heading}, {time.perf_counter() - start:.0f} s: {cell.problem or _told(cell.scored)}")
+            problem = None
+            if comm.is_main() and self.only is None:
+                page = number == len(jobs) or time.monotonic() - drawn >= PAGE_SECONDS
+                drawn = time.monotonic() if page else drawn
+                problem = self._write(folder, cells, len(jobs), page=page)
+            problem = comm.broadcast_object(problem)
             if problem is not None:
                 raise UserError(problem)
-        if comm.is_main():
-            print(f"\n{markdown(cells)}\nreport: {folder / 'report.html'}", flush=True)
-        failed = [cell for cell in cells if cell.problem]
-        if failed and comm.is_main():
-            print(f"{len(failed)} of {len(jobs)} could not be run; see above", file=sys.stderr, flush=True)
-        return 2 if failed else 0
 
     def jobs(self) -> list[Job]:
         """Every entry of every checkpoint with its settings, checked before anything runs.
@@ -107,30 +135,23 @@ class SuiteEngine:
         Raises:
             SettingsError: something is wrong; problems of all entries are told.
         """
-        if not self.entries:
-            raise SettingsError(["ENGINE.entries is empty: name at least one evaluation"])
-        jobs: list[Job] = []
-        problems = [*_name_problems(self.entries, "entries"), *_name_problems(self.checkpoints, "checkpoints")]
-        for name, entry in self.entries.items():
-            for checkpoint, chosen in self.checkpoints.items():
-                arguments = [*entry.get("arguments", []), *chosen]
-                problems += [
-                    f"ENGINE.entries.{name} ({checkpoint}): {argument} has no effect here, only on the command line"
-                    for argument in arguments
-                    if argument.startswith(OF_THE_SUITE)
-                ]
-                try:
-                    loaded = load_settings([*arguments, "config.ENGINE=evaluate"], self.loaded)
-                except UserError as error:
-                    told = error.problems if isinstance(error, SettingsError) else [str(error)]
-                    problems += [f"ENGINE.entries.{name} ({checkpoint}): {text}" for text in told]
-                    continue
-                jobs.append(Job(name, checkpoint, loaded, entry.get("references", {})))
-        if problems:
-            raise SettingsError(list(dict.fromkeys(problems)))
-        return jobs
+        jobs = jobs_of(self.loaded, self.entries, self.checkpoints)
+        if self.only is None:
+            return jobs
+        strange = sorted(set(self.only) - {job.name for job in jobs})
+        if strange:
+            known = ", ".join(job.name for job in jobs)
+            raise SettingsError([f"ENGINE.only: there is no entry {name!r}; there are {known}" for name in strange])
+        return [job for job in jobs if job.name in self.only]
 
-    def _write(self, folder: Path, cells: list[Cell], total: int) -> str | None:
+    def job_arguments(self) -> dict[str, list[str]]:
+        """For each entry of each checkpoint, what makes a job of its own out of this suite's settings.
+
+        Features and results are shared through OUTPUT_DIR; a job whose result is kept already ends in seconds.
+        """
+        return {job.name: [f"config.ENGINE.only={dump_inline([job.name])}"] for job in self.jobs()}
+
+    def _write(self, folder: Path, cells: list[Cell], total: int, *, page: bool) -> str | None:
         """Everything so far; each file is replaced as a whole. What keeps it from being written, None if nothing."""
         record = {
             "finished": sum(not cell.problem for cell in cells),
@@ -141,40 +162,58 @@ class SuiteEngine:
         try:
             write_json(folder / "results.json", record)
             write_atomic(folder / "results.md", markdown(cells))
-            write_atomic(folder / "report.html", render_page(suite_page(folder, cells, total)))
+            if page:
+                write_atomic(folder / "report.html", render_page(suite_page(folder, cells, total)))
         except OSError as error:
             return f"{folder} cannot be written: {error.strerror or error}"
         return None
 
 
-@dataclass
-class Job:
-    """One entry of one checkpoint with its settings."""
-
-    entry: str
-    checkpoint: str
-    loaded: LoadedSettings
-    references: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Both names."""
-        return self.entry if self.checkpoint == ONLY else f"{self.entry}, {self.checkpoint}"
-
-
-def _name_problems(names: Iterable[str], what: str) -> list[str]:
-    """Names that would be taken for a floor's in a table, or share a folder."""
-    problems, folders = [], dict[str, str]()
-    for name in names:
-        if name in (RANDOM, PIXELS, MAJORITY) or name.startswith(REFERENCE):
-            problems.append(f"ENGINE.{what}: {name!r} is what a floor is called; take another name")
-        slug = slug_of(name)
-        if not slug or slug in folders:
-            other = f"names the same folder as {folders[slug]!r}" if slug else "has none of them"
-            problems.append(f"ENGINE.{what}: folders are named by Latin letters and digits, and {name!r} {other}")
-        folders[slug] = name
-    return problems
-
-
 def _told(scored: list[Scored]) -> str:
     return ", ".join(f"{row.name} {row.result.metrics[row.result.main]:.1f}" for row in scored)
+
+
+def _say(text: str, stream: Any = None) -> None:
+    """Prints at once, on the main process."""
+    if comm.is_main():
+        print(text, file=stream, flush=True)
+
+
+def _told_at_stop(name: str, folder: Path, jobs: list[Job], cells: list[Cell]) -> str:
+    done = sum(not cell.problem for cell in cells)
+    where = f" in [{len(cells) + 1}/{len(jobs)}] {jobs[len(cells)].name}" if len(cells) < len(jobs) else ""
+    failed = f", {len(cells) - done} could not be run" if done < len(cells) else ""
+    return (
+        f"\n{name}: stopped{where}. {done} of {len(jobs)} are finished{failed}; nothing that is finished is lost "
+        f"({folder}). The same command goes on from there."
+    )
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """SIGTERM interrupts this process as Ctrl-C does; those that come within 2 s of the first are the same.
+
+    A signal that somebody else has taken (a Slurm job, to go back into the queue) is left to them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own, first = os.getpid(), -TOGETHER_S
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if os.getpid() != own:  # a loading process that was forked
+            os._exit(128 + number)
+        if time.monotonic() - first >= TOGETHER_S:
+            first = time.monotonic()
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if handler in _NOBODYS}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

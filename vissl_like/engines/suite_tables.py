@@ -1,69 +1,24 @@
-"""What a suite shows: one table over everything, one for each entry, and the page."""
+"""What a suite shows: what counts of everything, differences with intervals, a table for each entry, and the page."""
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vissl_like.evaluation.record import differences
+from vissl_like.engines.suite_cells import Cell, remarks_of
+from vissl_like.engines.suite_jobs import CHANCE, REFERENCE
+from vissl_like.evaluation.names import PIXELS, RANDOM
 from vissl_like.evaluation.scoring import Scored
 from vissl_like.utils.environment import describe_environment
 from vissl_like.visualize.bars import result_bars
 from vissl_like.visualize.page import Message, Page, ResultRow, ResultTable, Section
 from vissl_like.visualize.story import readable
 
-REFERENCE = "reported"
-
-
-@dataclass
-class Cell:
-    """One entry of one checkpoint: results (the trained network first, then its floors), or why there are none.
-
-    Attributes:
-        entry, checkpoint: names.
-        scored: results.
-        problem: why there are none.
-        notices: what the user should know.
-        references: percentages from elsewhere.
-        made: weights, images and settings that the results come from.
-    """
-
-    entry: str
-    checkpoint: str
-    scored: list[Scored] = field(default_factory=list)
-    problem: str = ""
-    notices: list[str] = field(default_factory=list)
-    references: dict[str, float] = field(default_factory=dict)
-    made: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        rows = {
-            row.name: {
-                "metrics": row.result.metrics,
-                "main": row.result.main,
-                "details": {key: value for key, value in row.result.details.items() if key != "notices"},
-                "train_images": row.result.train_images,
-                "test_images": row.result.test_images,
-                "skipped": len(row.result.skipped),
-                "seconds": round(row.seconds, 2),
-                "written": row.written,
-                "versions": row.versions,
-            }
-            for row in self.scored
-        }
-        return {
-            "entry": self.entry,
-            "checkpoint": self.checkpoint,
-            "problem": self.problem or None,
-            "subjects": rows,
-            "differences": differences(self.scored) if self.scored else {},
-            "references": self.references,
-            **self.made,
-            "notices": [*self.notices, *_remarks(self)],
-        }
+NUMBER = re.compile(r"[-+]?\d|-$")
+GAP = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 @dataclass(frozen=True)
@@ -99,78 +54,137 @@ def by_entry(cells: list[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def overview(cells: list[Cell]) -> tuple[dict[str, dict[str, float]], list[str], dict[str, str]]:
-    """What counts of every entry.
+def overview(cells: list[Cell]) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """What counts of every entry, for the chart; of floors that differ between checkpoints the highest.
 
     Returns:
-        percentages by line and entry, the names of the lines that are floors, and what is counted by entry.
+        percentages by name and entry, and the names that are floors or reported.
     """
-    values: dict[str, dict[str, float]] = {}
-    floors: list[str] = []
-    counted: dict[str, str] = {}
+    networks: dict[str, dict[str, float]] = {}
+    floors: dict[str, dict[str, float]] = {kind: {} for kind in (RANDOM, PIXELS, CHANCE)}
+    reported: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if cell.scored:
+            networks.setdefault(cell.checkpoint, {})[cell.entry] = _counted(cell.scored[0])
+        for kind, row in _floors(cell).items():
+            floors[kind][cell.entry] = max(_counted(row), floors[kind].get(cell.entry, 0.0))
+        for name, value in cell.references.items():
+            reported.setdefault(f"{REFERENCE}: {name}", {})[cell.entry] = value
+    grey = {name: row for name, row in {**floors, **reported}.items() if row}
+    return {**networks, **grey}, list(grey)
+
+
+def values_table(cells: list[Cell]) -> ResultTable:
+    """What counts of every entry: a row for each, a column for each checkpoint and each kind of floor."""
+    checkpoints = list(dict.fromkeys(cell.checkpoint for cell in cells))
+    floors = [kind for kind in (RANDOM, PIXELS, CHANCE) if any(kind in _floors(cell) for cell in cells)]
+    reported = any(cell.references for cell in cells)
+    rows = []
     for entry, group in by_entry(cells).items():
-        for line in lines_of(group):
-            result = line.scored.result
-            values.setdefault(line.name, {})[entry] = result.metrics[result.main]
-            # Floors answer without features: theirs may be another metric.
-            counted.setdefault(entry, result.main)
-            if line.is_floor and line.name not in floors:
-                floors.append(line.name)
-        for name, value in group[0].references.items():
-            label = f"{REFERENCE}: {name}"
-            values.setdefault(label, {})[entry] = value
-            if label not in floors:
-                floors.append(label)
-    ordered = {name: row for name, row in values.items() if name not in floors}
-    return {**ordered, **{name: values[name] for name in floors}}, floors, counted
+        done = [cell for cell in group if cell.scored]
+        own = {cell.checkpoint: _counted(cell.scored[0]) for cell in done}
+        values = [f"{own[name]:.1f}" if name in own else "-" for name in checkpoints]
+        for kind in floors:
+            values.append(_range([_counted(found[kind]) for found in map(_floors, done) if kind in found]))
+        if reported:
+            values.append(", ".join(f"{name} {value:.1f}" for name, value in group[0].references.items()) or "-")
+        rows.append(ResultRow(entry, [done[0].scored[0].result.main if done else "-", *values]))
+    columns = ["counts", *checkpoints, *floors, *([REFERENCE] if reported else [])]
+    shared = "Two numbers: checkpoints have floors of their own, the lowest and the highest of which are shown."
+    split = any(".." in cell for row in rows for cell in row.cells[1 + len(checkpoints) :])
+    return ResultTable("All", columns, rows, [shared] if split else [], "entry")
+
+
+def differences_table(cells: list[Cell]) -> ResultTable | None:
+    """A row for each checkpoint of each entry: how far it is ahead of its floors, and of the first checkpoint."""
+    checkpoints = list(dict.fromkeys(cell.checkpoint for cell in cells))
+    told = [{_kind(name, checkpoints): gap for name, gap in cell.ahead.items()} for cell in cells]
+    columns = [name for name in (*checkpoints[:1], RANDOM, PIXELS, CHANCE) if any(name in gaps for gaps in told)]
+    if not columns:
+        return None
+    rows, before = [], ""
+    for cell, gaps in zip(cells, told, strict=True):
+        if not gaps:
+            continue
+        values = [GAP.format(**gaps[name]) if name in gaps else "-" for name in columns]
+        rows.append(ResultRow(cell.entry if cell.entry != before else "", [cell.checkpoint, *values]))
+        before = cell.entry
+    note = (
+        "Points by which a checkpoint is ahead, with 95 % intervals paired over what was tested (images, queries, "
+        "...), for this one training."
+    )
+    return ResultTable("Ahead of [95 %]", ["checkpoint", *columns], rows, [note], "entry")
+
+
+def _counted(row: Scored) -> float:
+    return row.result.metrics[row.result.main]
+
+
+def _kind(name: str, networks: Sequence[str] = ()) -> str:
+    """The kind of a floor: evaluations have several words for what is reached without looking."""
+    return name if name in (RANDOM, PIXELS, *networks) else CHANCE
+
+
+def _floors(cell: Cell) -> dict[str, Scored]:
+    """Floors of a cell by kind."""
+    return {_kind(row.name): row for row in cell.scored[1:]}
+
+
+def _range(values: list[float]) -> str:
+    texts = sorted({f"{value:.1f}" for value in values}, key=float)
+    return "-" if not texts else texts[0] if len(texts) == 1 else f"{texts[0]}..{texts[-1]}"
+
+
+def overview_text(cells: list[Cell]) -> str:
+    """What is printed at the end: the two tables over everything, and what could not be run."""
+    tables = [values_table(cells), differences_table(cells)]
+    failed = [f"## {cell.entry}, {cell.checkpoint}: not possible\n{cell.problem}\n" for cell in cells if cell.problem]
+    return "\n".join([*(_text(table) for table in tables if table is not None), *failed])
 
 
 def markdown(cells: list[Cell]) -> str:
-    """One table over everything, and one for each entry."""
-    values, _, counted = overview(cells)
-    parts = []
-    if values:
-        heading = ["", *(f"{entry} ({main})" for entry, main in counted.items())]
-        rows = []
-        for name, found in values.items():
-            rows.append([name, *(f"{found[entry]:.1f}" if entry in found else "-" for entry in counted)])
-        parts.append(f"## All\n{_rows(heading, rows)}")
-    for table in entry_tables(cells):
-        rows = [[row.name, *row.cells] for row in table.rows]
-        notes = "".join(f"\n{note}\n" for note in table.notes)
-        parts.append(f"## {table.title}\n{_rows(['', *table.columns], rows)}{notes}")
-    for cell in cells:
-        if cell.problem:
-            parts.append(f"## {cell.entry}, {cell.checkpoint}: not possible\n{cell.problem}\n")
-    return "\n".join(parts)
+    """The tables over everything, and one for each entry."""
+    return "\n".join([overview_text(cells), *(_text(table) for table in entry_tables(cells))])
+
+
+def _text(table: ResultTable) -> str:
+    notes = "".join(f"\n{note}\n" for note in table.notes)
+    return (
+        f"## {table.title}\n" + _rows([table.first, *table.columns], [[r.name, *r.cells] for r in table.rows]) + notes
+    )
 
 
 def _rows(heading: list[str], rows: list[list[str]]) -> str:
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    """A table in Markdown whose columns also stand below each other as text."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (heading, *rows)]
+    widths = [max(3, *(len(line[number]) for line in lines)) for number in range(len(heading))]
+    left = [not all(NUMBER.match(line[number]) for line in lines[1:]) for number in range(len(heading))]
+    texts = [
+        [cell.ljust(width) if name else cell.rjust(width) for cell, width, name in zip(line, widths, left, strict=True)]
+        for line in lines
+    ]
+    rule = ["-" * width if name else "-" * (width - 1) + ":" for width, name in zip(widths, left, strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [texts[0], rule, *texts[1:]])
 
 
 def entry_tables(cells: list[Cell]) -> list[ResultTable]:
-    """A table for each entry that has results: all metrics, and how far the first network is ahead of each line."""
+    """A table for each entry that has results: all metrics of all networks and floors."""
     tables = []
     for entry, group in by_entry(cells).items():
         lines = lines_of(group)
         if not lines:
             continue
-        first = lines[0]
+        main = lines[0].scored.result.main
         metrics = list(dict.fromkeys(metric for line in lines for metric in line.scored.result.metrics))
-        ahead = differences([Scored(line.name, line.scored.result) for line in lines])
         rows = []
         for line in lines:
             found = line.scored.result.metrics
             values = [f"{found[metric]:.1f}" if metric in found else "-" for metric in metrics]
-            gap = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]".format(**ahead[line.name]) if line.name in ahead else ""
-            rows.append(ResultRow(line.name, [*values, gap], not line.is_floor))
+            rows.append(ResultRow(line.name, values, not line.is_floor))
         for name, value in group[0].references.items():
-            main = first.scored.result.main
-            cells_of = [f"{value:.1f}" if metric == main else "-" for metric in metrics]
-            rows.append(ResultRow(f"{REFERENCE}: {name}", [*cells_of, ""]))
-        tables.append(ResultTable(entry, [*metrics, f"{first.name} - this [95 %]"], rows, _notes(group)))
+            values = [f"{value:.1f}" if metric == main else "-" for metric in metrics]
+            rows.append(ResultRow(f"{REFERENCE}: {name}", values))
+        tables.append(ResultTable(entry, metrics, rows, _notes(group)))
     return tables
 
 
@@ -182,20 +196,18 @@ def _notes(group: list[Cell]) -> list[str]:
     images = f"{result.test_images:,d} test images" if result.test_images else ""
     learnt = f"{result.train_images:,d} training images" if result.train_images else ""
     facts = ", ".join(part for part in (options, images, learnt) if part)
-    remarks = [f"{cell.checkpoint}: {text}" for cell in group for text in [*cell.notices, *_remarks(cell)]]
+    remarks = [f"{cell.checkpoint}: {text}" for cell in group for text in [*cell.notices, *remarks_of(cell)]]
     skipped = sum(len(cell.scored[0].result.skipped) for cell in group if cell.scored)
     unread = [f"{skipped} image(s) could not be read"] if skipped else []
     return [f"What counts: {result.main}. {facts}.", *unread, *dict.fromkeys(remarks)]
 
 
-def _remarks(cell: Cell) -> list[str]:
-    return [f"{row.name}: {text}" for row in cell.scored for text in row.result.details.get("notices", [])]
-
-
 def suite_page(folder: Path, cells: list[Cell], total: int) -> Page:
     """The page about everything so far."""
-    values, floors, _ = overview(cells)
-    chart = result_bars(values, floors)
+    values, floors = overview(cells)
+    chart = result_bars(values, floors, "Of floors that differ between checkpoints, the highest.")
+    tables = [table for table in (values_table(cells), differences_table(cells)) if table is not None]
+    tables += entry_tables(cells)
     failed = [cell for cell in cells if cell.problem]
     done = len(cells) - len(failed)
     level = "error" if failed else "info" if len(cells) == total else "warning"
@@ -207,7 +219,7 @@ def suite_page(folder: Path, cells: list[Cell], total: int) -> Page:
         status=f"{done} of {total} done" + (f", {len(failed)} not possible" if failed else ""),
         status_level=level,
         facts=[("Computing time", f"{seconds:.0f} s"), ("Folder", str(folder))],
-        tables=entry_tables(cells),
+        tables=tables if any(cell.scored for cell in cells) else [],
         tables_missing="Nothing has been measured yet.",
         sections=[Section("At a glance", [] if chart is None else [chart], "Nothing has been measured yet.")],
         messages=[Message(f"{cell.entry}, {cell.checkpoint}", "error", cell.problem) for cell in failed],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import nn
 from vissl_like.data.datasets.base import DEFAULT_MEAN, DEFAULT_STD
 from vissl_like.data.loader import auto_workers
 from vissl_like.distributed import comm
+from vissl_like.evaluation.names import slug_of
 from vissl_like.evaluation.subjects import Look, Protocol, Source
 from vissl_like.models.weights import load_weights, read_backbone, state_digest
 from vissl_like.trainer.build import choose_device
@@ -138,37 +141,57 @@ def build_trained(settings: Any, weights: Weights, look: Look) -> tuple[nn.Modul
             )
     if str(record.get("source", "")).startswith("teacher"):
         notices.append("the weights are those of the run's teacher (CHECKPOINT.backbone)")
-    section = trunk_section(settings, record)
+    section = trunk_section(settings, weights)
     if settings.MODEL.TRUNK is not None and plain_values(settings.MODEL.TRUNK) != section:
         notices.append(f"the network is the one that was trained, {section}, not MODEL.TRUNK")
     trunk = build_trunk(section, look.channels)
     allowed = settings.MODEL.WEIGHTS
-    report = load_weights(
-        trunk,
-        weights.path,
-        prefix=allowed.prefix if settings.EVALUATE.weights else None,
-        allow_missing=list(allowed.allow_missing) if settings.EVALUATE.weights else [],
-        allow_unused=list(allowed.allow_unused) if settings.EVALUATE.weights else [],
-    )
+    try:
+        report = load_weights(
+            trunk,
+            weights.path,
+            prefix=allowed.prefix if settings.EVALUATE.weights else None,
+            allow_missing=list(allowed.allow_missing) if settings.EVALUATE.weights else [],
+            allow_unused=list(allowed.allow_unused) if settings.EVALUATE.weights else [],
+        )
+    except UserError as error:
+        if "arch" in record:
+            raise
+        raise UserError(f"{str(error).rstrip('.')}. {_how_to_import(weights.path, section)}") from error
     return trunk, [str(report), *notices]
 
 
 def trained_identity(settings: Any, weights: Weights, trunk: nn.Module) -> str:
     """Text that differs whenever the trained network would: its architecture, and what has been loaded into it."""
-    return f"{trunk_section(settings, weights.record)} {state_digest(trunk)}"
+    return f"{trunk_section(settings, weights)} {state_digest(trunk)}"
 
 
-def trunk_section(settings: Any, record: dict[str, Any]) -> dict[str, Any]:
+def trunk_section(settings: Any, weights: Weights) -> dict[str, Any]:
     """``name`` and options of the network: of the record beside the weights, else of MODEL.TRUNK.
 
     Raises:
         UserError: neither says what the network is.
     """
+    record = weights.record
     if "arch" in record:
         return {"name": record["arch"], **record.get("arch_options", {})}
     if settings.MODEL.TRUNK is not None:
         return plain_values(settings.MODEL.TRUNK)
-    raise UserError("what network are these weights of? Nothing lies beside them that says so: give config.MODEL.TRUNK")
+    raise UserError(
+        f"what network are the weights {weights.path} of? Nothing lies beside them that says so, and MODEL.TRUNK is "
+        f"not given. {_how_to_import(weights.path, {'name': 'resnet', 'depth': 50})}"
+    )
+
+
+def _how_to_import(path: Path, section: dict[str, Any]) -> str:
+    """The command that brings weights from elsewhere into our form."""
+    network = ", ".join(f"{key}: {json.dumps(value)}".replace('"', "") for key, value in section.items())
+    out = f"models/{slug_of(path.stem) or 'imported'}"
+    return (
+        "Weights from elsewhere are imported once, with the network they are of and patterns of the tensors that are "
+        f"no part of it:\n    python extra_scripts/import_backbone.py --weights {shlex.quote(str(path))} "
+        f"--trunk '{{{network}}}' --ignore 'fc.*' 'head.*' --out {out}\nThen config.EVALUATE.weights={out}"
+    )
 
 
 def _short(values: Any) -> str:

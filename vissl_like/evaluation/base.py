@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vissl_like.distributed import comm
+from vissl_like.evaluation.names import MAJORITY
 from vissl_like.meters.accuracy import AccuracyMeter
 from vissl_like.records import Skipped
 from vissl_like.utils.errors import UserError
@@ -18,8 +19,6 @@ from vissl_like.utils.errors import UserError
 if TYPE_CHECKING:
     from vissl_like.evaluation.bench import Bench
     from vissl_like.evaluation.subjects import Encoding
-
-MAJORITY = "majority class"
 
 
 class LeftOut(Exception):

@@ -67,8 +67,8 @@ def _subject_record(row: Scored) -> dict[str, Any]:
     }
 
 
-def write_results(output_dir: Path, name: str, record: dict[str, Any], scored: list[Scored]) -> None:
-    """``evaluation_<name>.npz`` and then ``.json``, each replaced as a whole."""
+def write_results(output_dir: Path, name: str, record: dict[str, Any], scored: list[Scored]) -> list[Path]:
+    """``evaluation_<name>.npz`` and then ``.json``, each replaced as a whole; where they are, the record first."""
     arrays: dict[str, np.ndarray] = {}
     first = scored[0].result
     if first.labels is not None and first.item_ids is not None:
@@ -85,8 +85,10 @@ def write_results(output_dir: Path, name: str, record: dict[str, Any], scored: l
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     stem = "evaluation_" + re.sub(r"[^\w.-]", "_", name)
-    write_atomic(output_dir / f"{stem}.npz", buffer.getvalue())
-    write_json(output_dir / f"{stem}.json", record)
+    items, facts = output_dir / f"{stem}.npz", output_dir / f"{stem}.json"
+    write_atomic(items, buffer.getvalue())
+    write_json(facts, record)
+    return [facts, items]
 
 
 def summary(record: dict[str, Any], scored: list[Scored]) -> str:

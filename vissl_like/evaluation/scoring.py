@@ -11,7 +11,7 @@ import numpy as np
 from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels, stratified_split
 from vissl_like.evaluation.compare import PairedInterval, paired_interval
-from vissl_like.evaluation.subjects import slug_of
+from vissl_like.evaluation.names import slug_of
 from vissl_like.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,9 +25,8 @@ from vissl_like.evaluation.features import (
     raw_pixel_features,
     untouched_randomness,
 )
+from vissl_like.evaluation.names import PIXELS, RANDOM, slug_of
 from vissl_like.evaluation.store import FeatureStore, cache_key, dataset_identity
-
-TRAINED, RANDOM, PIXELS = "trained", "random init", "raw pixels"
 
 
 @dataclass(frozen=True)
@@ -170,11 +168,6 @@ class Subject:
     def slug(self) -> str:
         """The name as it appears in files."""
         return slug_of(self.name)
-
-
-def slug_of(name: str) -> str:
-    """Lower-case letters, digits and underscores of a name."""
-    return re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
 
 
 def network_subject(name: str, identity: str, trunk: nn.Module, protocol: Protocol, *, share: bool = True) -> Subject:

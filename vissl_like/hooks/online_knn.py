@@ -15,6 +15,7 @@ from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features, stratified_split
 from vissl_like.evaluation.features import extract_features
 from vissl_like.evaluation.knn import KnnEvaluation
+from vissl_like.evaluation.scoring import align_classes
 from vissl_like.hooks.base import Hook, RunView
 from vissl_like.registry import HOOKS
 from vissl_like.utils.errors import UserError
@@ -26,8 +27,9 @@ class OnlineKnnHook(Hook):
     """Weighted k-NN on the trunk's features during training, on DATA.PROBE_TRAIN and DATA.PROBE_TEST.
 
     Needs labelled probe images and is off without them. Without PROBE_TEST, the share EVALUATE.holdout of PROBE_TRAIN
-    is held out, the same images each time. Training computes the same numbers with and without it. Emits ``knn`` with
-    ``top1`` (per cent), ``k``, ``temperature`` and the numbers of images.
+    is held out, the same images each time. Classes are matched by name, as in evaluations. Training computes the same
+    numbers with and without it. Emits ``knn`` with ``top1`` (per cent), ``k``, ``temperature`` and the numbers of
+    images.
 
     Options:
         every: distance between measurements; the end of the run is always measured
@@ -98,16 +100,8 @@ class OnlineKnnHook(Hook):
                     f"DATA.{name} has {dataset.channels} channel(s), DATA.TRAIN has {run.dataset.channels}: the same "
                     f"network must take both. Set DATA.{name}.channels={run.dataset.channels}."
                 )
-        if (
-            test is not None
-            and train.classes is not None
-            and test.classes is not None
-            and train.classes != test.classes
-        ):
-            raise UserError(
-                f"DATA.PROBE_TRAIN has the classes {_shown(train.classes)}, DATA.PROBE_TEST {_shown(test.classes)}: "
-                "class numbers would not mean the same. Give both the same class folders."
-            )
+        if test is not None:
+            test = align_classes(train, test)
         return train, test
 
     def _measure(self, run: RunView) -> None:
@@ -177,7 +171,3 @@ def _untouched_randomness() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
-
-
-def _shown(names: list[str]) -> str:
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)})"

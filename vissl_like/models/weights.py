@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from vissl_like.utils.errors import UserError, nearest
 from vissl_like.utils.paths import local_file
 
 _WRAPPERS = ("state_dict", "model", "teacher", "student", "model_state_dict")
+_LOOKED_AT = 2**20
+"""Files of at least so many bytes are no text that was taken for weights."""
 _PREFIXES = ("module.", "backbone.", "trunk.", "encoder.", "model.", "_orig_mod.")
 
 
@@ -59,7 +62,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"the weights file {path} cannot be read ({type(error).__name__}: {error})") from error
+        raise UserError(f"the weights file {path} {_diagnosis(path, error)}") from error
     for wrapper in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
@@ -70,6 +73,64 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"the weights file {path} holds no tensors by name: expected a state dict")
     return tensors
+
+
+def _diagnosis(path: Path, error: Exception) -> str:
+    """What a file that cannot be loaded is, and what to do about it; the file's code is not run."""
+    begin = path.read_bytes()[:200] if path.stat().st_size < _LOOKED_AT else b"\0"
+    if not begin:
+        return "is empty: it was not fetched, or not written to its end. Get it again"
+    if b"\0" not in begin and (text := _as_text(begin)):
+        return (
+            f"is text, not weights; it begins {text!r}. This is what is left of a download that failed, or of a file "
+            "that git keeps elsewhere (git lfs pull brings it). Get the file itself"
+        )
+    new = path.with_name(f"{path.stem}_weights.pth").name
+    if "TorchScript" in str(error):
+        return (
+            "is a TorchScript program, and no code of a file is run here. Save its tensors alone, where you trust it:\n"
+            f"    import torch; network = torch.jit.load({path.name!r})\n"
+            f"    torch.save(network.state_dict(), {new!r})"
+        )
+    kinds = _kinds_of_objects(path, error)
+    if any(kind.startswith("torch.nn.") for kind in kinds):
+        return (
+            f"holds a whole network ({', '.join(kinds[:3])}), which is code, and no code of a file is run here. Save "
+            "its tensors alone, in the place where it came from:\n"
+            f"    import torch; network = torch.load({path.name!r}, weights_only=False)\n"
+            f"    torch.save(network.state_dict(), {new!r})\n"
+            "(if the network lies in a dictionary, take it out of it first)"
+        )
+    if kinds:
+        return (
+            f"holds objects besides tensors ({', '.join(kinds[:3])}), which only code can bring back, and no code of a "
+            "file is run here. Save the tensors alone, in the place where it came from, under the key that they have:\n"
+            f"    import torch; found = torch.load({path.name!r}, weights_only=False); print(found.keys())\n"
+            f"    torch.save(found['state_dict'], {new!r})"
+        )
+    told = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    first = told[1] if told else str(error).strip().partition("\n")[0][:160]
+    return f"cannot be read ({type(error).__name__}: {first}). It is damaged, not whole, or no torch file; get it again"
+
+
+def _as_text(begin: bytes) -> str:
+    """The first characters if these bytes are text, else nothing."""
+    try:
+        # The last character may be cut.
+        text = begin.decode("utf-8", "strict" if len(begin) < 200 else "ignore").strip()
+    except UnicodeDecodeError:
+        return ""
+    return text[:60] if all(char.isprintable() or char.isspace() for char in text) else ""
+
+
+def _kinds_of_objects(path: Path, error: Exception) -> list[str]:
+    """Names of what a torch file holds besides tensors and plain values, found without running it."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not of today's form; the error names the first
+        found = re.findall(r"GLOBAL (\S+) was not an allowed global", str(error))
+    # The class that somebody wrote says more than its layers do.
+    return sorted(set(found), key=lambda name: (name.startswith("torch.nn."), name))
 
 
 def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

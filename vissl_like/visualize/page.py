@@ -29,12 +29,14 @@ class ResultTable:
         columns: headings after the first.
         rows: subject first, then its floors.
         notes: lines below.
+        first: heading of the names.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[ResultRow]
     notes: Sequence[str] = ()
+    first: str = "features"
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,19 @@ def new_chart(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def stacked_charts(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` sets of axes, one below the other, each of this height; sizes in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height * count), layout="constrained")
+        drawn = [figure.add_subplot(count, 1, number + 1) for number in range(count)]
+        for axes in drawn:
+            axes.set_axisbelow(True)
+    return figure, drawn
+
+
 def chart_png(figure: Figure, dpi: int = 144) -> bytes:
     """The drawn figure."""
     import matplotlib
