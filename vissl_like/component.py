@@ -228,14 +228,18 @@ def _facts(tree: ast.Module, node: ast.ClassDef) -> dict[str, Any]:
 
 
 def _module_constants(tree: ast.Module) -> dict[str, Any]:
-    """Literal values of module-level names, annotated or not."""
+    """Literal values of module-level names, annotated or not, alone or several in a line."""
     constants = {}
     for statement in tree.body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
         value = getattr(statement, "value", None)
-        if isinstance(target, ast.Name) and isinstance(value, ast.expr):
-            with contextlib.suppress(ValueError):
-                constants[target.id] = ast.literal_eval(value)
+        pairs = [(target, value)]
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            pairs = list(zip(target.elts, value.elts))
+        for name, found in pairs:
+            if isinstance(name, ast.Name) and isinstance(found, ast.expr):
+                with contextlib.suppress(ValueError):
+                    constants[name.id] = ast.literal_eval(found)
     return constants
 
 

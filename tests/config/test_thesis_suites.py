@@ -1,13 +1,17 @@
 """Every number that the thesis' suites show beside ours, against the thesis' tables typed here by rows."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from vissl_like.config import load_settings
 from vissl_like.engines.suite_jobs import jobs_of
+from vissl_like.evaluation import detection, retrieval
+from vissl_like.evaluation.functional.retrieval import RetrievalScores
 
 SUITES = Path(__file__).parents[2] / "configs/benchmark/suite"
 
@@ -41,6 +45,8 @@ def of(table, *networks):
 
 
 VITS = ("ViT-S/16", "ViT-B/16", "ViT-S/8", "ViT-B/8")
+VOC_AP50 = {"supervised": 81.3, "MoCo": 81.5, "PIRL": 80.7, "BoWNet": 81.3, "MoCo v2": 82.5, "SwAV": 82.6}
+"""Table 4.2, detection on VOC07+12."""
 R50 = {
     "imagenet_knn": of(KNN, "R50"),
     "imagenet_linear": of(LINEAR, "R50"),
@@ -66,21 +72,18 @@ R50 = {
         **{"BoWNet R50": 79.3, "SimCLR R50": 86.4, "MoCo v2 R50": 87.1, "SwAV R50": 88.9},
     },
     "voc07_low_shot": {},
-    "voc07_detection": {
-        **{"supervised R50, AP50": 81.3, "MoCo R50, AP50": 81.5, "PIRL R50, AP50": 80.7, "BoWNet R50, AP50": 81.3},
-        **{"MoCo v2 R50, AP50": 82.5, "SwAV R50, AP50": 82.6},
-    },
+    "voc07_detection": {f"{method} R50": ("AP50_voc07", value) for method, value in VOC_AP50.items()},
     "coco_mask_rcnn": {"supervised R50": 39.7, "MoCo v2 R50": 39.8, "SwAV R50": 41.6},
     "coco_detr": {"supervised R50": 40.8, "MoCo v2 R50": 42.0, "SwAV R50": 42.1},
     "voc12_segmentation": {},
     # Table 5.3.
     "roxford": {
-        **{"DINO R50, medium": 35.4, "DINO R50, hard": 11.1},
-        **{"supervised R101 with R-MAC, medium": 49.8, "supervised R101 with R-MAC, hard": 18.5},
+        **{"DINO R50, medium": 35.4, "DINO R50, hard": ("map_hard", 11.1)},
+        **{"supervised R101 with R-MAC, medium": 49.8, "supervised R101 with R-MAC, hard": ("map_hard", 18.5)},
     },
     "rparis": {
-        **{"DINO R50, medium": 55.9, "DINO R50, hard": 27.5},
-        **{"supervised R101 with R-MAC, medium": 74.0, "supervised R101 with R-MAC, hard": 52.1},
+        **{"DINO R50, medium": 55.9, "DINO R50, hard": ("map_hard", 27.5)},
+        **{"supervised R101 with R-MAC, medium": 74.0, "supervised R101 with R-MAC, hard": ("map_hard", 52.1)},
     },
     # Table 5.4.
     "copydays": {"Multigrain R50, 224 px": 75.1, "Multigrain R50, largest side 800 px": 82.5},
@@ -103,14 +106,14 @@ VIT = {
     },
     # Table 5.3.
     "roxford": {
-        **{"supervised ViT-S/16, medium": 33.5, "supervised ViT-S/16, hard": 8.9},
-        **{f"{SMALL}, medium": 41.8, f"{SMALL}, hard": 13.7},
-        **{f"{SMALL} of Landmarks, medium": 51.5, f"{SMALL} of Landmarks, hard": 24.3},
+        **{"supervised ViT-S/16, medium": 33.5, "supervised ViT-S/16, hard": ("map_hard", 8.9)},
+        **{f"{SMALL}, medium": 41.8, f"{SMALL}, hard": ("map_hard", 13.7)},
+        **{f"{SMALL} of Landmarks, medium": 51.5, f"{SMALL} of Landmarks, hard": ("map_hard", 24.3)},
     },
     "rparis": {
-        **{"supervised ViT-S/16, medium": 63.0, "supervised ViT-S/16, hard": 37.2},
-        **{f"{SMALL}, medium": 63.1, f"{SMALL}, hard": 34.4},
-        **{f"{SMALL} of Landmarks, medium": 75.3, f"{SMALL} of Landmarks, hard": 51.6},
+        **{"supervised ViT-S/16, medium": 63.0, "supervised ViT-S/16, hard": ("map_hard", 37.2)},
+        **{f"{SMALL}, medium": 63.1, f"{SMALL}, hard": ("map_hard", 34.4)},
+        **{f"{SMALL} of Landmarks, medium": 75.3, f"{SMALL} of Landmarks, hard": ("map_hard", 51.6)},
     },
     # Table 5.4.
     "copydays": {"supervised ViT-B/16, 224 px": 76.4, "DINO ViT-B/16, 224 px": 81.7, "DINO ViT-B/8, 320 px": 85.5},
@@ -126,13 +129,18 @@ VIT = {
 }
 
 
+def reference(value):
+    """As a suite writes it: a number of what counts, or one of a metric that is named."""
+    return dict(zip(("metric", "value"), value, strict=True)) if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize(("suite", "numbers"), [("thesis", R50), ("thesis_vit", VIT)])
 def test_numbers_beside_ours_are_the_thesis(suite, numbers):
     entries = yaml.safe_load((SUITES / f"{suite}.yaml").read_text())["ENGINE"]["entries"]
     assert set(entries) == set(numbers)
     for name, expected in numbers.items():
         source = "paper" if name == "voc12_attention" else "thesis"
-        wanted = {f"{label} ({source})": value for label, value in expected.items()}
+        wanted = {f"{label} ({source})": reference(value) for label, value in expected.items()}
         assert entries[name].get("references", {}) == wanted, name
 
 
@@ -148,3 +156,29 @@ def test_every_entry_is_a_valid_evaluation(suite, count):
     assert found["imagenet_1_percent_knn"].DATA.PROBE_TEST.path == "data/imagenet/val"
     assert found["roxford"].EVALUATION.crop_queries is False and len(found["roxford"].EVALUATION.scales) == 3
     assert {settings.EVALUATE.weights for settings in found.values()} == {"net"}
+
+
+@pytest.mark.parametrize(("suite", "with_floors"), [("thesis", set()), ("thesis_vit", {"voc12_attention"})])
+def test_nothing_is_trained_twice_unless_floors_are_wanted(suite, with_floors):
+    def floors(*more):
+        below = load_settings([f"config=benchmark/suite/{suite}", "config.EVALUATE.weights=net", *more])
+        jobs = jobs_of(below, below.resolved.ENGINE.entries, None)
+        return {job.entry for job in jobs if job.loaded.resolved.EVALUATE.floors}, {job.entry for job in jobs}
+
+    assert floors()[0] == with_floors
+    wanted, all_entries = floors("config.EVALUATE.floors=true")
+    assert wanted == all_entries
+
+
+def test_metrics_that_references_name_are_measured():
+    """Else the figures would stand in no column."""
+    named = set()
+    for suite in ("thesis", "thesis_vit"):
+        entries = yaml.safe_load((SUITES / f"{suite}.yaml").read_text())["ENGINE"]["entries"]
+        for entry, said in entries.items():
+            figures = [figure for figure in said.get("references", {}).values() if isinstance(figure, dict)]
+            named |= {(entry, figure["metric"]) for figure in figures}
+    assert named == {("voc07_detection", "AP50_voc07"), ("roxford", "map_hard"), ("rparis", "map_hard")}
+    scores = RetrievalScores(0.5, torch.tensor([0.5]), {}, 0.5, counted=1, skipped=0)
+    assert "map_hard" in retrieval._metrics({"medium": scores, "hard": scores})
+    assert 'metrics["AP50_voc07"] = ' in inspect.getsource(detection)

@@ -3,6 +3,7 @@ import pickle
 import re
 import signal
 import textwrap
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,16 @@ import torch
 from PIL import Image
 from processes import run_in_processes
 
+from vissl_like.data import loader as loading
 from vissl_like.data.datasets.base import ImageDataset, UnreadableImage
-from vissl_like.data.loader import TrainLoader, auto_workers, explain_worker_death, iterate_images, skip_limit
+from vissl_like.data.loader import (
+    TrainLoader,
+    auto_workers,
+    explain_worker_death,
+    iterate_images,
+    iterate_workers,
+    skip_limit,
+)
 from vissl_like.plugins import announce_plugins
 from vissl_like.registry import DATASETS, SAMPLERS, TRANSFORMS
 from vissl_like.utils.errors import UserError
@@ -76,6 +85,14 @@ def _message_of_a_death(rank, world_size):
         # Raised amid other work it is no UserError yet: the engine explains it the same way.
         return str(error if isinstance(error, UserError) else explain_worker_death(error))
     return "nothing was raised"
+
+
+def _square(key):
+    return key * key
+
+
+def _broken(key):
+    raise ConnectionResetError("a mistake of the function")
 
 
 def plain(channels=1):
@@ -273,6 +290,29 @@ class TestProcesses:
         batches = list(loader(dataset, total=2, workers=1, start_method="spawn", plugins=plugins))
         for batch in batches:
             assert torch.equal(batch.views[0][:, 0, 0, 0].long(), batch.index)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_any_function_of_any_keys(self, workers):
+        assert list(iterate_workers(_square, range(3, 8), workers)) == [9, 16, 25, 36, 49]
+        assert list(iterate_workers(partial(pow, 2), iter([3, 1]), workers)) == [8, 2]
+        with pytest.raises(ConnectionResetError, match="a mistake"):
+            list(iterate_workers(_broken, [1], workers))
+
+    def test_workers_of_an_iteration_do_not_outlive_the_program(self):
+        before = set(loading._workers)
+        made = iterate_workers(_square, range(1000), 1)
+        next(made)
+        (worker,) = set(loading._workers) - before  # what is ended at exit
+        assert worker.is_alive()
+        made.close()
+        assert not worker.is_alive()
+
+    def test_plugins_are_loaded_before_the_function(self, tmp_path):
+        file = tmp_path / "told_plugin.py"
+        file.write_text('import pathlib\npathlib.Path(__file__).with_suffix(".told").write_text("loaded")\n')
+        plugins = announce_plugins([str(file)])
+        assert list(iterate_workers(_square, [2], 1, plugins=plugins, start_method="spawn")) == [4]
+        assert (tmp_path / "told_plugin.told").read_text() == "loaded"
 
     def test_auto_workers(self, monkeypatch):
         cases = [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 1, 15), (16, 4, 3), (128, 4, 16), (4, 8, 0)]

@@ -68,6 +68,22 @@ def test_each_kind(place, capsys, arguments, said):
     assert status == 2 and said in text and "1 problem in" in text
 
 
+@pytest.mark.parametrize("name", ["auto", "tar"])
+@pytest.mark.parametrize("pattern", ["{00..01}.tar", "{00,01}.tar", "*.tar", "0?.tar", "0[01].tar"])
+def test_archives_that_a_pattern_names(place, capsys, name, pattern):
+    shards = place / "shards"
+    shards.mkdir()
+    given = [f"config.DATA.PROBE_TRAIN={{name: {name}, path: '{shards}/{pattern}'}}", "config.EVALUATE.weights=run"]
+    status, said = check(capsys, *given)
+    assert status == 2 and f"DATA.PROBE_TRAIN.path = '{shards}/{pattern}': " in said
+    for number in ("00", "01"):
+        (shards / f"{number}.tar").touch()
+    assert check(capsys, *given)[0] == 0
+    (shards / "01.tar").unlink()
+    status, said = check(capsys, *given)
+    assert (status, str(shards / "01.tar") in said) == ((2, True) if "{" in pattern else (0, False))
+
+
 def test_images_that_an_evaluation_does_not_use_may_be_away(place, capsys):
     more = ["config=benchmark/svm", "config.EVALUATION.path=VOCdevkit", "config.EVALUATE.weights=run"]
     assert check(capsys, "config.DATA.PROBE_TRAIN=nowhere", *more)[0] == 0
@@ -110,7 +126,12 @@ def test_every_entry_of_a_suite(place, capsys):
 
 def test_without_torch(place):
     (place / "suite.yaml").write_text(SUITE)
-    code = "import sys; from vissl_like.engines import cli; cli.main(['--check', 'config=suite.yaml']); "
+    train = "{name: tar, path: 'x/{00..01}.tar'}"
+    more = f'config.ENGINE.entries.near.arguments=[config=benchmark/knn, "config.DATA.PROBE_TRAIN={train}"]'
+    code = "import sys; from vissl_like.engines import cli; "
+    code += "print(cli.main(['--check', 'config=suite.yaml', sys.argv[1]])); "
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"], env=environment)
-    assert done.returncode == 0
+    command = [sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)", more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "2\n"
+    assert "2 of the 2 archives of 'x/{00..01}.tar' do not exist" in done.stderr

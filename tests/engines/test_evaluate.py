@@ -10,6 +10,7 @@ from small_run import RECORD, checkpoint, photos, settings
 
 from vissl_like.engines.evaluate import EvaluateEngine
 from vissl_like.evaluation import subjects
+from vissl_like.evaluation.knn import KnnEvaluation
 from vissl_like.models.trunks.resnet import ResNet
 from vissl_like.utils.errors import UserError
 
@@ -192,3 +193,16 @@ def test_images_come_in_as_many_channels_as_the_network_takes(place, capsys):
     checkpoint(place / "run", step=9, channels=3, mean=None, std=None)  # a record that says no more
     evaluate(place, "config.DATA.PROBE_TRAIN.mean=[0.5]", "config.EVALUATE.floors=false")
     assert "mean (0.485, 0.456, 0.406), not the (0.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stop_says_how_to_go_on(place, monkeypatch, capsys, name, status):
+    def stopped(self, *given):
+        raise KeyboardInterrupt(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KnnEvaluation, "__call__", stopped)
+        assert evaluate(place) == status
+    told = capsys.readouterr()
+    assert "measuring trained ..." in told.out and f"{name}: stopped" in told.err and "goes on" in told.err
+    assert evaluate(place) == 0

@@ -7,6 +7,8 @@ import pytest
 from small_run import checkpoint, photos, settings
 
 from vissl_like.engines.evaluate import EvaluateEngine
+from vissl_like.evaluation.finetune import FinetuneEvaluation
+from vissl_like.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,46 @@ def test_trained_and_from_scratch_beat_the_majority(tmp_path, evaluation, capsys
         assert 100 * arrays["correct_trained"].mean() == record["subjects"]["trained"]["metrics"]["top1"]
     assert not list((tmp_path / "run").glob("training/*"))
     assert "trained" in capsys.readouterr().out
+
+
+def test_a_floor_that_cannot_be_trained_costs_nothing(tmp_path, monkeypatch, capsys):
+    photos(tmp_path / "train")
+    checkpoint(tmp_path / "run")
+    run = FinetuneEvaluation.run
+
+    def fails_untrained(self, bench):
+        if bench.subject.name == "random init":
+            raise UserError("training diverged")
+        return run(self, bench)
+
+    monkeypatch.setattr(FinetuneEvaluation, "run", fails_untrained)
+    wanted = "config.EVALUATION={name: finetune, epochs: 2, batch_size: 8}"
+    made = settings(tmp_path / "run", "config.ENGINE=evaluate", wanted, probe_train=tmp_path / "train")
+    assert EvaluateEngine(made).run() == 0
+    record = json.loads((tmp_path / "run" / "evaluation_finetune.json").read_text())
+    assert "random init" not in record["subjects"] and "trained" in record["subjects"]
+    assert "random init is left out: training diverged" in capsys.readouterr().out
+
+
+def test_a_kill_in_the_second_training_does_not_cost_the_first(tmp_path, monkeypatch, capsys):
+    photos(tmp_path / "train")
+    checkpoint(tmp_path / "run")
+    run = FinetuneEvaluation.run
+
+    def killed_untrained(self, bench):
+        if bench.subject.name == "random init":
+            raise KeyboardInterrupt
+        return run(self, bench)
+
+    wanted = "config.EVALUATION={name: finetune, epochs: 2, batch_size: 8}"
+    made = settings(tmp_path / "run", "config.ENGINE=evaluate", wanted, probe_train=tmp_path / "train")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FinetuneEvaluation, "run", killed_untrained)
+        EvaluateEngine(made).run()
+    assert len(list((tmp_path / "run").glob("training/trained_*.pt"))) == 1
+    assert EvaluateEngine(made).run() == 0
+    record = json.loads((tmp_path / "run" / "evaluation_finetune.json").read_text())
+    details = {name: subject["details"] for name, subject in record["subjects"].items()}
+    assert details["trained"]["resumed_from"] == details["trained"]["steps"]  # nothing was trained again
+    assert details["random init"]["resumed_from"] is None
+    assert not list((tmp_path / "run").glob("training/*"))

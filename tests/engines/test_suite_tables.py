@@ -6,10 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vissl_like.config import load_settings
 from vissl_like.engines.suite_cells import Cell, ahead_of
-from vissl_like.engines.suite_tables import differences_table, markdown, overview_text, suite_page, values_table
+from vissl_like.engines.suite_tables import (
+    differences_table,
+    entry_tables,
+    markdown,
+    overview,
+    overview_text,
+    suite_page,
+    values_table,
+)
 from vissl_like.evaluation.base import EvaluationResult
 from vissl_like.evaluation.scoring import Scored
+from vissl_like.utils.errors import SettingsError
 from vissl_like.visualize.page import render_page
 
 
@@ -102,3 +112,63 @@ def test_page(two):
     assert html.count('<div class="scroll"') == 3  # both overviews and the entry's own
     assert '<th scope="col">entry</th><th scope="col">counts</th>' in html and '<th scope="col">features</th>' in html
     assert "-5.0 [-" in html and "2 of 2 done" in html
+
+
+ELSEWHERE = {"a": 74.5, "b": {"metric": "other", "value": 82.6}, "c": {"metric": "top1", "value": 71}}
+
+
+def test_figures_from_elsewhere_stand_in_the_column_of_their_metric():
+    made = cell("near", "ours", 70, FLOORS, references=ELSEWHERE)
+    rows = rows_of(markdown([made]), "near")
+    assert rows[0] == ["features", "top1", "other"]
+    assert [row for row in rows if row[0].startswith("reported")] == [
+        ["reported: a", "74.5", "-"],
+        ["reported: b", "-", "82.6"],
+        ["reported: c", "71.0", "-"],
+    ]
+    assert rows_of(overview_text([made]), "All")[2][-1] == "a 74.5, c 71.0"  # what counts, and nothing else
+    values, grey = overview([made])
+    assert values["reported"] == {"near": 74.5} and "reported" in grey and 82.6 not in values["reported"].values()
+
+
+def test_what_is_said_of_an_entry_is_no_programming_language():
+    made = cell("near", "ours", 70, FLOORS)
+    assert entry_tables([made])[0].notes == ["What counts: top1."]
+    made.scored[0].result.details.update({"k": [20], "trials": [], "sd": {"k1": 0.0}})
+    assert entry_tables([made])[0].notes == ["What counts: top1. k [20]."]
+
+
+def test_a_figure_of_a_metric_that_is_not_measured_is_not_lost():
+    made = cell("near", "ours", 70, FLOORS, references={"b": {"metric": "AP50", "value": 82.6}})
+    assert "reported: b: AP50 82.6, a metric that is not measured here." in entry_tables([made])[0].notes
+    assert "82.6" not in overview_text([made]) and values_table([made]).columns[-1] == "chance"
+    assert "reported" not in overview([made])[0]
+    assert made.record()["references"] == {"b": {"metric": "AP50", "value": 82.6}}
+
+
+def test_figures_stand_beside_what_could_not_be_run():
+    lost = Cell("lost", "ours", problem="no such file", references=ELSEWHERE)
+    assert rows_of(overview_text([lost]), "All")[2] == ["lost", "-", "-", "a 74.5"]
+    assert overview([lost]) == ({}, [])  # nothing of ours to draw beside
+
+
+def test_many_figures_from_elsewhere_stay_narrow():
+    figures = {f"a method with a long name {number}": 60.0 + number for number in range(10)}
+    cells = [cell(f"entry{number}", "ours", 70, FLOORS, references=figures) for number in range(20)]
+    text = overview_text(cells)
+    assert max(map(len, (line for line in text.splitlines() if line.startswith("|")))) <= 140
+    assert rows_of(text, "All")[2][-1] == "60.0..69.0 (10 figures)"
+    assert "Two numbers" not in text  # a range of figures is none of floors
+    assert len(overview(cells)[0]) == 5  # the network, three floors, the highest figure: bars that can be read
+
+
+def test_settings_of_figures_are_checked():
+    def problems(reference):
+        figures = f"config.ENGINE.entries.elpv_knn.references={{a paper: {reference}}}"
+        load_settings(["config=benchmark/suite/quick", figures])
+
+    problems("74.5")
+    problems("{metric: other, value: 82.6}")
+    for wrong in ("{metric: other}", "{metrc: other, value: 1}", "much"):
+        with pytest.raises(SettingsError, match="references"):
+            problems(wrong)

@@ -1,7 +1,10 @@
 """The training of a detector: its schedule, its stops, its processes, and what it leaves."""
 
 import dataclasses
+import errno
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from tiny_objects import coco_tree, voc_tree
 from torch import nn
 
 from vissl_like.data.samplers.shuffled import ShuffledSampler
-from vissl_like.evaluation import detection, supervised
+from vissl_like.evaluation import detection, detection_pictures, supervised
 from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.detection import DetectionEvaluation
 from vissl_like.evaluation.detection_data import Samples, read_objects
@@ -133,7 +136,7 @@ def test_a_mask_rcnn_is_trained_scored_and_drawn(tmp_path):
     training = result.details["training"]
     assert training["steps"] == 12 and training["last_loss"] < training["first_loss"]
     assert len(list((tmp_path / "out/detection/trained").glob("*.png"))) == 2
-    assert not list((tmp_path / "out").glob("training/*.pt"))
+    assert [keeper.path for keeper in place.kept] == list((tmp_path / "out").glob("training/*.pt"))
     again = evaluation(root, detector="mask_rcnn_fpn", precise_batch_norm=2).run(bench())
     assert again.metrics == result.metrics and again.details["training"] == training
 
@@ -159,7 +162,80 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     assert resumed.details["training"]["resumed_from"] == 10
     assert resumed.metrics == straight.metrics and (resumed.items == straight.items).all()
     assert resumed.details["detections"] == straight.details["detections"]
-    assert not list((tmp_path / "b").glob("training/*.pt"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_objects_without_masks_are_refused_before_anything_is_trained(tmp_path, monkeypatch, split):
+    root = coco_tree(tmp_path)
+    file = root / f"annotations/instances_{split}.json"
+    content = json.loads(file.read_text())
+    first = evaluation(root, detector="mask_rcnn_fpn").identity(bench())
+    content["annotations"][-1]["segmentation"][0][:2] = [3, 5]
+    file.write_text(json.dumps(content))
+    assert evaluation(root, detector="mask_rcnn_fpn").identity(bench()) != first
+    del content["annotations"][-1]["segmentation"]
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr(detection, "build_detector", None)  # would raise another error
+    asked = evaluation(root, detector="mask_rcnn_fpn")
+    for ask in (asked.run, asked.identity):
+        with pytest.raises(UserError, match=r"has no 'segmentation'.*faster_rcnn_fpn, which needs boxes only"):
+            ask(bench())
+    assert evaluation(root).identity(bench())  # boxes are all that it needs
+
+
+def test_pictures_that_cannot_be_written_do_not_lose_the_result(tmp_path, monkeypatch):
+    root = coco_tree(tmp_path / "data")
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(detection_pictures, "write_atomic", full)
+    result = evaluation(root, steps=2).run(bench(tmp_path / "out"))
+    assert "AP" in result.metrics
+    (notice,) = result.details["notices"]
+    assert notice.startswith("not all pictures are drawn: ") and "No space left on device" in notice
+
+
+def _with_an_unreadable_image(rank, world, root):
+    result = evaluation(root, steps=6, pictures=0).run(bench())
+    return None if result is None else [result.train_images, [Path(item.path).name for item in result.skipped]]
+
+
+@pytest.mark.slow
+def test_unreadable_training_images_are_told_by_all_processes(tmp_path):
+    root = coco_tree(tmp_path)
+    for name in ("0.png", "2.png"):
+        (root / "train" / name).write_bytes(b"no image")
+    alone = _with_an_unreadable_image(0, 1, str(root))
+    assert alone[0] == 1 and sorted(alone[1]) == ["0.png", "2.png"]
+    both, _ = run_in_processes(_with_an_unreadable_image, 2, str(root))
+    assert both[0] == 1 and sorted(both[1]) == sorted(alone[1])
+
+
+def test_schedules_that_cannot_take_place_are_refused(tmp_path):
+    plain = {"schedule": "steps", "steps": 12, "milestones": [8], "warmup_steps": 11}
+    assert evaluation(tmp_path, **plain).unused == []
+    assert evaluation(tmp_path, **plain | {"milestones": []}).recipe.milestones == ()
+    with pytest.raises(UserError, match=r"milestones=\[8, 12\]: the training has 12 steps, .* never falls at 12"):
+        evaluation(tmp_path, **plain | {"milestones": [12, 8]})
+    for schedule in ("steps", "cosine"):
+        with pytest.raises(UserError, match="warmup_steps=12 leaves none of the 12 steps"):
+            evaluation(tmp_path, **plain | {"schedule": schedule, "warmup_steps": 12})
+    assert evaluation(tmp_path, schedule="cosine", warmup_steps=3).recipe.milestones == (60000, 80000)
+
+
+def test_options_without_effect_are_told(tmp_path):
+    asked = {"schedule": "one_cycle", "milestones": [5], "warmup_factor": 0.5}
+    effect = "is given and has no effect with"
+    assert evaluation(tmp_path, detector="faster_rcnn_c4", **asked).unused == [
+        f"EVALUATION.width {effect} faster_rcnn_c4",
+        f"EVALUATION.hidden {effect} faster_rcnn_c4",
+        f"EVALUATION.milestones {effect} one_cycle",
+        f"EVALUATION.warmup_factor {effect} one_cycle",
+    ]
+    found = DetectionEvaluation(path=str(tmp_path), detector="detr", anchors=[32], roi_size=7).unused
+    assert found == [f"EVALUATION.anchors {effect} detr"]
+    assert DetectionEvaluation(path=str(tmp_path), layers=3).unused == [f"EVALUATION.layers {effect} faster_rcnn_fpn"]
 
 
 def test_voc_has_its_own_measure_and_other_data_another_identity(tmp_path):

@@ -7,18 +7,21 @@ import pytest
 import torch
 from tiny_objects import coco_tree, voc_tree
 
+from vissl_like.data import loader as loading
 from vissl_like.evaluation.detection_data import (
     Sample,
     Samples,
     digest_of,
     joined,
     load,
+    mask_digest_of,
     mirrored_boxes,
     read_objects,
     resized_masks,
     seen_size,
 )
 from vissl_like.evaluation.subjects import Protocol
+from vissl_like.plugins import announce_plugins
 from vissl_like.records import Skipped
 from vissl_like.utils.errors import UserError
 
@@ -110,6 +113,43 @@ def test_sets_are_joined_and_images_without_objects_left_out(tmp_path):
     assert digest_of(moved.truth) != digest_of(train.truth)
 
 
+def rewritten(root, change):
+    """The training set after a change to its first annotation."""
+    file = root / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    change(content["annotations"][0])
+    file.write_text(json.dumps(content))
+    return read_objects("coco", str(root), "train")
+
+
+def test_masks_of_the_same_area_have_another_digest(tmp_path):
+    root = coco_tree(tmp_path)
+    plain = read_objects("coco", str(root), "train")
+    assert mask_digest_of(plain) == mask_digest_of(read_objects("coco", str(root), "train"))
+    found = {mask_digest_of(plain), mask_digest_of(joined([plain, plain]))}
+    polygon = plain.outlined(0)[0]["segmentation"][0]
+    # The square's corners in another order: the same box and area in the file, another shape.
+    turned = rewritten(root, lambda entry: entry.update(segmentation=[[*polygon[2:4], *polygon[:2], *polygon[4:]]]))
+    assert digest_of(turned.truth) == digest_of(plain.truth)
+    found.add(mask_digest_of(turned))
+    for counts in ([5, 795], [6, 794]):
+        entry = {"size": [20, 40], "counts": counts}
+        found.add(mask_digest_of(rewritten(root, lambda one, entry=entry: one.update(segmentation=entry))))
+    assert len(found) == 5
+
+
+def test_loading_workers_know_the_plugins_and_do_not_outlive_the_program(tmp_path):
+    images = read_objects("coco", str(coco_tree(tmp_path)), "train")
+    file = tmp_path / "told_plugin.py"
+    file.write_text('import pathlib\npathlib.Path(__file__).with_suffix(".told").write_text("loaded")\n')
+    protocol = Protocol(16, workers=1, plugins=tuple(announce_plugins([str(file)])), start_method="spawn")
+    batches = load(samples(images), iter([[(0, 0)], [(0, 1)], [(0, 2)]]), protocol)
+    assert [sample.row for sample in next(batches)] == [0]
+    assert (tmp_path / "told_plugin.told").is_file()
+    assert [worker for worker in loading._workers if worker.is_alive()]
+    assert [batch[0].row for batch in batches] == [1, 2]
+
+
 def test_mistakes_are_told(tmp_path):
     root = coco_tree(tmp_path)
     with pytest.raises(UserError, match="named by year and split, such as '2007/trainval'"):
@@ -118,9 +158,7 @@ def test_mistakes_are_told(tmp_path):
         read_objects("coco", str(root), "tain")
     with pytest.raises(UserError, match="has the classes cat, dog, and the first set has owl; they must be the same"):
         read_objects("coco", str(root), "val", ["owl"])
-    file = root / "annotations/instances_train.json"
-    content = json.loads(file.read_text())
-    del content["annotations"][0]["segmentation"]
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="annotation 1 has no 'segmentation'"):
-        read_objects("coco", str(root), "train").run_lengths(0)
+    lacking = rewritten(root, lambda entry: entry.pop("segmentation"))
+    for ask in (lambda: lacking.run_lengths(0), lacking.require_masks, lambda: mask_digest_of(lacking)):
+        with pytest.raises(UserError, match=r"0\.png: the annotation 1 has no 'segmentation'"):
+            ask()

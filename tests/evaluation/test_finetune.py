@@ -178,7 +178,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     assert torch.equal(resumed.predictions, straight.predictions)
     for name, value in models[0].state_dict().items():
         assert torch.equal(models[1].state_dict()[name], value)
-    assert not list((tmp_path / "training").iterdir())
+    assert len(list((tmp_path / "training").iterdir())) == 1  # until the result is on disk
 
 
 def _in_a_process(rank, world):

@@ -155,7 +155,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     assert resumed.details["resumed_from"] == 10
     assert torch.equal(resumed.predictions, straight.predictions)
     assert torch.equal(banks[0].weight, banks[1].weight) and torch.equal(banks[0].bias, banks[1].bias)
-    assert not list((tmp_path / "training").iterdir())
+    assert len(list((tmp_path / "training").iterdir())) == 1  # until the result is on disk
 
 
 def _in_a_process(rank, world):

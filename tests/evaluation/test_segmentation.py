@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from vissl_like.config import load_settings
-from vissl_like.data.masked import CropBatches, Crops, MaskedImages, WholeImages, load
+from vissl_like.data.loader import iterate_workers
+from vissl_like.data.masked import CropBatches, Crops, MaskedImages, WholeImages
 from vissl_like.engines.evaluate import EvaluateEngine
 from vissl_like.evaluation import segmentation
 from vissl_like.evaluation.bench import Bench
@@ -99,7 +100,7 @@ def test_updates_are_those_of_a_plain_loop(tmp_path, trunk_lr):
     bed = bench(trunk)
     model = evaluation._model(bed, 3)
     images = evaluation._images("train", bed)
-    evaluation._training(bed, model, images, list(range(5)), None).run()
+    evaluation._training(bed, model, images, list(range(5)), None, {}).run()
 
     views, masks = files(root, "train", 5)
     gain = trunk.gain.detach().clone().requires_grad_()
@@ -189,7 +190,8 @@ def test_batches_cover_every_image_once_an_epoch_in_any_number_of_processes(tmp_
         orders.append([view.numpy().transpose(1, 2, 0).tobytes() for view in found.images])
         assert sorted(orders[-1]) == wanted
     assert orders[0] != orders[1]
-    ahead = load(CropBatches(images, tuple(range(7)), crops, 3, 5, 0, 1), range(2, 5), 1, "fork")
+    again = CropBatches(images, tuple(range(7)), crops, 3, 5, 0, 1)
+    ahead = iterate_workers(again.__getitem__, range(2, 5), 1, start_method="spawn")
     for step, found in zip(range(2, 5), ahead, strict=True):
         assert torch.equal(found.images, whole[step].images) and torch.equal(found.masks, whole[step].masks)
 
@@ -214,7 +216,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     assert kept.path.is_file()
     monkeypatch.setattr(segmentation, "pixel_cross_entropy", measured)
     resumed = SegmentationEvaluation(path=str(root), **options).run(bench(Pooled()))
-    assert resumed.details["resumed_from"] == 10 and not kept.path.exists()
+    assert resumed.details["resumed_from"] == 10 and kept.path.is_file()
     assert resumed.metrics == straight.metrics and resumed.details["last_loss"] == straight.details["last_loss"]
 
 
@@ -300,13 +302,78 @@ def test_from_the_command_line_to_the_record(place, capsys):
     assert not list((place / "run").glob("training/*")) and "mIoU" in capsys.readouterr().out
 
 
+def test_workers_load_the_plugins(tmp_path, monkeypatch):
+    root, seen = devkit(tmp_path), []
+
+    def iterate(*arguments, plugins, **options):
+        seen.append(plugins)
+        return iterate_workers(*arguments, **options)
+
+    monkeypatch.setattr(segmentation, "iterate_workers", iterate)
+    SegmentationEvaluation(path=str(root), **PLAIN, steps=1, batch_size=2).run(bench(Pooled(), plugins=("one",)))
+    assert seen == [("one",), ("one",)]  # to learn and to be scored
+
+
+def test_the_next_readable_image_takes_the_place(tmp_path):
+    """With the mask that belongs to it, and cut as was drawn for the image asked for."""
+    root = devkit(tmp_path, train=4)
+    place = root / "VOC2007"
+    names = [f"train{n}.png" for n in range(4)]
+    images = MaskedImages(
+        [str(place / "JPEGImages" / n) for n in names], [str(place / "SegmentationClass" / n) for n in names], 3
+    )
+    crops = Crops(SIDE, None, (1.0, 1.0), 0.0, (0, 0, 0))
+    views = [images.read(number) for number in range(4)]
+    for name in ("train3.png", "train0.png"):  # the next after 3 is the first of those used, 1
+        (place / "JPEGImages" / name).write_bytes(b"no image")
+    batch = CropBatches(images, (1, 2, 3), crops, 3, 0, 0, 1)[0]
+    assert batch.problem is None and [item.path[-10:] for item in batch.skipped] == ["train3.png"]
+    pixels = batch.images.numpy().transpose(0, 2, 3, 1)
+    found = [(view.tobytes(), mask.tobytes()) for view, mask in zip(pixels, batch.masks.numpy(), strict=True)]
+    wanted = [(np.asarray(views[row][0]).tobytes(), views[row][1].tobytes()) for row in (1, 1, 2)]
+    assert sorted(found) == sorted(wanted)
+    assert "in a row cannot be read" in CropBatches(images, (0, 3), crops, 2, 0, 0, 1)[0].problem
+
+
+def _with_an_unreadable_image(rank, world, root):
+    options = {**PLAIN, "steps": 6, "batch_size": 2}
+    result = SegmentationEvaluation(path=root, **options).run(bench(Pooled()))
+    return None if result is None else [result.train_images, [item.path[-10:] for item in result.skipped]]
+
+
+def test_an_unreadable_training_image_is_told_by_all_processes(tmp_path):
+    root = devkit(tmp_path)
+    for name in ("train2.png", "train4.png"):
+        (root / "VOC2007/JPEGImages" / name).write_bytes(b"no image")
+    alone = _with_an_unreadable_image(0, 1, str(root))
+    assert alone[0] == 3 and sorted(alone[1]) == ["train2.png", "train4.png"]
+    both, _ = run_in_processes(_with_an_unreadable_image, 2, str(root))
+    assert both[0] == 3 and sorted(both[1]) == sorted(alone[1])
+
+
+def test_a_class_that_is_only_predicted_is_no_item(tmp_path):
+    """Items of two networks are over the same classes, so that their differences are those of the means."""
+    root = devkit(tmp_path)
+    tables = [torch.tensor([[6, 1, 1], [2, 4, 0], [0, 0, 0]]), torch.tensor([[8, 0, 0], [3, 3, 0], [0, 0, 0]])]
+    asked = SegmentationEvaluation(path=str(root), **PLAIN)
+    first, second = (asked._result(table, CLASSES) for table in tables)
+    assert first.item_ids.tolist() == second.item_ids.tolist() == first.chance.item_ids.tolist() == [0, 1]
+    assert first.items.tolist() == pytest.approx([60, 400 / 7]) and second.items.tolist() == pytest.approx(
+        [800 / 11, 50]
+    )
+    difference = (first.items - second.items).mean()
+    assert difference == pytest.approx(first.metrics["mIoU"] - second.metrics["mIoU"])
+    assert first.details["notices"] == ["classes that no test image shows do not count: dog"]
+
+
 def test_an_unreadable_test_image_is_left_out_and_named(tmp_path):
     root = devkit(tmp_path)
     (root / "VOC2007/JPEGImages/val2.png").write_bytes(b"no image")
     result = SegmentationEvaluation(path=str(root), **PLAIN, steps=2, batch_size=2).run(bench(Pooled()))
     assert result.test_images == 3 and [item.path[-8:] for item in result.skipped] == ["val2.png"]
-    (root / "VOC2007/JPEGImages/train2.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"train2\.png"):
+    for number in range(5):
+        (root / f"VOC2007/JPEGImages/train{number}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"5 training images in a row cannot be read, the last is .*train\d\.png"):
         SegmentationEvaluation(path=str(root), **PLAIN, steps=4, batch_size=2).run(bench(Pooled()))
 
 

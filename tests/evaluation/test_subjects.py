@@ -1,11 +1,16 @@
 import dataclasses
+import io
+import os
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_data import ArrayDataset, random_images
 from torch import nn
 
+from vissl_like.data.datasets.tar import TarImages
 from vissl_like.evaluation.base import Features, LeftOut
 from vissl_like.evaluation.bench import Bench, Probe
 from vissl_like.evaluation.store import FeatureStore, cache_key, dataset_identity
@@ -147,3 +152,18 @@ def test_more_pixels_than_memory_are_left_out():
 def test_names():
     assert slug_of("random init") == "random_init"
     assert cache_key({"a": 1, "b": 2}) == cache_key({"b": 2, "a": 1}) != cache_key({"a": 1, "b": 3})
+
+
+def test_images_of_an_archive_change_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISSL_LIKE_CACHE", str(tmp_path / "cache"))
+    archive, identities = tmp_path / "a.tar", set()
+    for shade in (0, 200):
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8), shade).save(buffer, "PNG")
+        with tarfile.open(archive, "w") as packed:
+            member = tarfile.TarInfo("0.png")
+            member.size = len(buffer.getvalue())
+            packed.addfile(member, io.BytesIO(buffer.getvalue()))
+        os.utime(archive, (shade + 1, shade + 1))
+        identities.add(dataset_identity(TarImages(path=str(archive))))
+    assert len(identities) == 2

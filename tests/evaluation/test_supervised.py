@@ -113,6 +113,20 @@ def test_a_damaged_state_is_made_anew(tmp_path: Path) -> None:
     assert torch.equal(model.first.weight, straight.first.weight)
 
 
+@pytest.mark.parametrize("change", [{"model": {}}, {"step": 99}, {"step": 0}, {"optimizer": {}}, {"step": "ten"}])
+def test_a_state_that_does_not_fit_is_made_anew(tmp_path: Path, change: dict[str, Any]) -> None:
+    keeper = Keeper(tmp_path / "a.pt", every=0.0)
+    training(network(), keeper=keeper).run()
+    kept = keeper.load()
+    assert kept is not None and kept["step"] == STEPS  # the last one too: scoring comes after it
+    keeper.save({**kept, **change})
+    model, straight = network(), network()
+    assert training(model, keeper=keeper).run()["resumed_from"] is None
+    training(straight).run()
+    assert torch.equal(model.first.weight, straight.first.weight)
+    assert training(network(), keeper=keeper).run()["resumed_from"] == STEPS
+
+
 def test_divergence_is_told() -> None:
     model = network()
     model.first.weight.data[0, 0] = float("nan")
@@ -134,6 +148,22 @@ def test_clipping_bounds_the_whole_gradient() -> None:
     task.run()
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters(), strict=True)])
     assert float(moved.detach().norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def _one_fails(rank: int, world: int) -> list[str]:
+    def draw(first: int) -> Iterator[Any]:
+        for step, batch in enumerate(batches(first, rank, world)):
+            if step == 3 and rank == 1:
+                raise UserError("the disk of process 1 is gone")
+            yield batch
+
+    with pytest.raises(UserError) as told:
+        training(network(0.0), draw=draw).run()
+    return [str(told.value)]
+
+
+def test_what_one_process_meets_all_are_told() -> None:
+    assert run_in_processes(_one_fails, 2) == [["the disk of process 1 is gone"]] * 2
 
 
 def _in_a_process(rank: int, world: int) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import time
 import weakref
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -14,13 +14,16 @@ from torch.utils.data import DataLoader
 from vissl_like.data.datasets.base import ImageDataset
 from vissl_like.data.samplers.base import BatchSampler, Key
 from vissl_like.data.transforms.base import ViewTransform
-from vissl_like.data.worker import PackedBatch, ViewSource, as_packed, start_worker
+from vissl_like.data.worker import ViewSource, start_worker
+from vissl_like.plugins import PluginPickle
 from vissl_like.records import Batch, Skipped
 from vissl_like.utils.environment import available_cores
 from vissl_like.utils.errors import UserError
 
 MOST_WORKERS = 16
 PREFETCH = 2
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class TrainLoader:
@@ -66,9 +69,11 @@ class TrainLoader:
         self.start_step, self.total_steps = start_step, total_steps
         self.limit = skip_limit(max_skipped, len(dataset))
         self._max_skipped = max_skipped
-        self._seed = seed
         self._source = ViewSource(dataset, transform, seed, plugins, replace=True, limit=self.limit)
-        self._process_options = _process_options(workers, prefetch, pin_memory, start_method)
+        self._loading: dict[str, Any] = {
+            **{"workers": workers, "prefetch": prefetch, "pin_memory": pin_memory},
+            **{"start_method": start_method, "seed": seed},
+        }
         self._skipped: dict[str, Skipped] = {}
 
     def __len__(self) -> int:
@@ -77,7 +82,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         keys = self.sampler.batches(self.start_step, self.total_steps)
-        for packed in _packed_batches(self._source, keys, self._seed, self._process_options):
+        for packed in iterate_workers(self._source.__getitems__, keys, **self._loading):
             self._count(packed.skipped)
             if len(packed.index) < packed.capacity:
                 raise UserError(f"none of the {len(self.dataset)} images can be read:\n{_listing(self.skipped)}")
@@ -124,10 +129,12 @@ def iterate_images(
     keys: Iterator[list[Key]] = (
         [(0, index) for index in order[begin : begin + batch_size]] for begin in range(0, len(order), batch_size)
     )
-    options = _process_options(workers, prefetch, pin_memory, start_method)
+    made = iterate_workers(
+        source.__getitems__, keys, workers, prefetch=prefetch, pin_memory=pin_memory, start_method=start_method
+    )
     ready: Batch | None = None
     unclaimed: list[Skipped] = []
-    for packed in _packed_batches(source, keys, 0, options):
+    for packed in made:
         if not len(packed.index):
             # Nothing left of this batch: what it says goes with the batch before or, if there is none, the one after.
             (unclaimed if ready is None else ready.skipped).extend(packed.skipped)
@@ -185,7 +192,8 @@ def explain_worker_death(error: Exception, workers: Iterable[Any] = ()) -> UserE
         workers: processes that may have died, where they are known.
     """
     broken = isinstance(error, (OSError, EOFError)) and _any_died(workers)
-    if not broken and "DataLoader worker" not in str(error):
+    # "Caught ... in DataLoader worker process 0" is what the dataset raised, in a worker that lives on.
+    if not broken and "DataLoader worker (pid" not in str(error):
         return None
     return UserError(
         f"a data-loading worker died: {error}\n"
@@ -195,32 +203,71 @@ def explain_worker_death(error: Exception, workers: Iterable[Any] = ()) -> UserE
     )
 
 
-def _packed_batches(
-    source: ViewSource, keys: Iterator[list[Key]], seed: int, process_options: dict[str, Any]
-) -> Iterator[PackedBatch]:
-    # A generator of its own: torch would draw the workers' seed from the global one, and shift what the model draws.
-    generator = torch.Generator().manual_seed(seed)
-    loader: DataLoader[PackedBatch] = DataLoader(
-        source,  # type: ignore[arg-type]  # a map-style dataset that answers a whole batch at once
-        batch_sampler=keys,  # type: ignore[arg-type]
-        collate_fn=as_packed,  # type: ignore[arg-type]
-        generator=generator,
-        worker_init_fn=start_worker if process_options["num_workers"] else None,
-        **process_options,
+def iterate_workers(
+    make: Callable[[K], V],
+    keys: Iterable[K],
+    workers: int,
+    *,
+    plugins: Iterable[str] = (),
+    prefetch: int = PREFETCH,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+    seed: int = 0,
+) -> Iterator[V]:
+    """What a function makes of some keys, in their order, by worker processes that end with the iteration.
+
+    Args:
+        make: pure function of a key; it is copied to the workers, and so must be picklable.
+        keys: read ahead of what is asked for.
+        plugins: modules and files that ``make`` may come from; workers load them before it.
+        seed: of torch's generator in the workers.
+        workers, prefetch, pin_memory, start_method: as in ``TrainLoader``.
+
+    Raises:
+        UserError: a worker died. What ``make`` raises comes through.
+    """
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+    if workers:
+        options |= {"prefetch_factor": prefetch, "multiprocessing_context": start_method}
+    loader: DataLoader[Any] = DataLoader(
+        _Made(make, plugins),  # type: ignore[arg-type]  # torch asks for no more than items by key
+        batch_size=None,
+        sampler=keys,
+        collate_fn=_as_it_is,
+        # A generator of its own: torch would draw the workers' seed from the global one, and shift what models draw.
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=start_worker if workers else None,
+        **options,
     )
-    batches = iter(loader)
-    end_with_program(getattr(batches, "_workers", ()))
+    made = iter(loader)
+    end_with_program(getattr(made, "_workers", ()))
     while True:
         try:
-            packed = next(batches)
+            found = next(made)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
-            explained = explain_worker_death(error, getattr(batches, "_workers", ()))
+            explained = explain_worker_death(error, getattr(made, "_workers", ()))
             if explained is None:
                 raise
             raise explained from error
-        yield packed
+        yield found
+
+
+class _Made:
+    """A function under square brackets, which takes its plugins along to another process."""
+
+    def __init__(self, make: Callable[[Any], Any], plugins: Iterable[str]):
+        self._carried = PluginPickle(make, plugins) if (plugins := list(plugins)) else make
+
+    def __getitem__(self, key: Any) -> Any:
+        make = self._carried.value if isinstance(self._carried, PluginPickle) else self._carried
+        return make(key)
+
+
+def _as_it_is(found: Any) -> Any:
+    """The collate function: nothing is left to be put together."""
+    return found
 
 
 def _any_died(workers: Iterable[Any]) -> bool:
@@ -247,13 +294,6 @@ def _end_workers() -> None:
     for worker in list(_workers):
         if worker.is_alive():
             worker.kill()
-
-
-def _process_options(workers: int, prefetch: int, pin_memory: bool, start_method: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
-    if workers:
-        options |= {"prefetch_factor": prefetch, "multiprocessing_context": start_method}
-    return options
 
 
 def _listing(skipped: list[Skipped]) -> str:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vissl_like.data.datasets.base import UnreadableImage
 from vissl_like.data.decode import decode_file, read_header
-from vissl_like.data.loader import PREFETCH, end_with_program, explain_worker_death
 from vissl_like.data.readers.masks import VOID, read_mask
 from vissl_like.data.transforms.parameters import sample_generator
 from vissl_like.data.transforms.pixels import RESAMPLING, to_array
-from vissl_like.data.worker import start_worker
 from vissl_like.records import Skipped
 from vissl_like.utils.errors import UserError
+
+MOST_UNREADABLE = 100
+"""Training images in a row that may be unreadable."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,8 @@ class Crops:
 class CropBatches:
     """This process's part of the batch of each step: a function of the seed and the step.
 
-    The images come in a new random order each epoch; a batch may span two.
+    The images come in a new random order each epoch; a batch may span two. An image that cannot be read is replaced by
+    the next readable one in ``order``, cut with what was drawn for the image asked for.
 
     Attributes:
         images: to learn from.
@@ -139,26 +138,42 @@ class CropBatches:
 
     def __getitem__(self, step: int) -> CropBatch:
         """The batch of a step."""
-        views, masks = [], []
+        views, masks, skipped = [], [], list[Skipped]()
         for place in range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size):
             epoch, position = divmod(place, len(self.order))
-            index = self.order[_permutation(len(self.order), self.seed, epoch)[position]]
+            row = int(_permutation(len(self.order), self.seed, epoch)[position])
             try:
-                view, mask = self.crops(*self.images.read(index), sample_generator(self.seed, epoch, index))
-            except (UnreadableImage, UserError) as error:
+                image, mask = self._readable(row, skipped)
+            except UserError as error:
                 return CropBatch(torch.empty(0), torch.empty(0), str(error))
+            view, numbers = self.crops(image, mask, sample_generator(self.seed, epoch, self.order[row]))
             views.append(view)
-            masks.append(mask)
-        return CropBatch(torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(masks)))
+            masks.append(numbers)
+        return CropBatch(torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(masks)), skipped=skipped)
+
+    def _readable(self, row: int, skipped: list[Skipped]) -> tuple[Image.Image, np.ndarray]:
+        """The image at a place of ``order``, or the next that can be read; the others are added to ``skipped``."""
+        tried = min(len(self.order), MOST_UNREADABLE)
+        for step in range(tried):
+            try:
+                return self.images.read(self.order[(row + step) % len(self.order)])
+            except UnreadableImage as error:
+                skipped.append(Skipped(error.path, error.reason))
+        last = skipped[-1]
+        raise UserError(f"{tried} training images in a row cannot be read, the last is {last.path}: {last.reason}")
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """Crops ``[b, C, size, size]`` and masks ``[b, size, size]``, uint8; or what kept an image from being read."""
+    """Crops ``[b, C, size, size]`` and masks ``[b, size, size]``, uint8; or what kept it from being made.
+
+    ``skipped`` names images that could not be read and were replaced.
+    """
 
     images: Tensor
     masks: Tensor
     problem: str | None = None
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -209,53 +224,6 @@ def resized(image: Image.Image, mask: np.ndarray, factor: float) -> tuple[Image.
         return image, mask
     smaller = Image.fromarray(np.ascontiguousarray(mask)).resize(size, Image.Resampling.NEAREST)
     return image.resize(size, RESAMPLING["bilinear"]), np.array(smaller, dtype=np.uint8)
-
-
-def load(source: Any, keys: Sequence[int], workers: int, start_method: str | None) -> Iterator[Any]:
-    """What a source holds under some keys, in their order, made by worker processes.
-
-    Args:
-        source: ``CropBatches`` or ``WholeImages``.
-        keys: steps or positions.
-        workers: processes; 0 makes everything here.
-        start_method: how they start; None for the platform's way.
-
-    Raises:
-        UserError: a worker died.
-    """
-    if not workers:
-        yield from (source[key] for key in keys)
-        return
-    loader: DataLoader[Any] = DataLoader(
-        source,
-        batch_size=None,
-        sampler=keys,
-        collate_fn=as_it_is,
-        num_workers=workers,
-        prefetch_factor=PREFETCH,
-        multiprocessing_context=start_method,
-        worker_init_fn=start_worker,
-        # torch would draw the workers' seed from the global generator, and shift what the model draws.
-        generator=torch.Generator().manual_seed(0),
-    )
-    batches = iter(loader)
-    end_with_program(getattr(batches, "_workers", ()))
-    while True:
-        try:
-            found = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            explained = explain_worker_death(error, getattr(batches, "_workers", ()))
-            if explained is None:
-                raise
-            raise explained from error
-        yield found
-
-
-def as_it_is(found: Any) -> Any:
-    """The collate function: nothing is left to be put together."""
-    return found
 
 
 @lru_cache(maxsize=2)

@@ -133,11 +133,6 @@ class ViewSource:
             yield (index + offset) % total
 
 
-def as_packed(batch: PackedBatch) -> PackedBatch:
-    """The collate function: a batch comes packed already."""
-    return batch
-
-
 def start_worker(worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach every process; the main one stops the workers itself, in order."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

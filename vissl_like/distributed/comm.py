@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vissl_like.utils.errors import UserError
+
 PATIENCE = datetime.timedelta(days=7)
 _patient: Any = None
 
@@ -97,6 +99,20 @@ def all_gather_object(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def raise_together(problem: str | None, device: torch.device | str = "cpu") -> None:
+    """Every process raises what one has met; all call it, and nothing else between them has happened since.
+
+    Args:
+        problem: of this process, None if there is none.
+        device: where collectives work.
+
+    Raises:
+        UserError: a process has a problem.
+    """
+    if int(all_reduce(torch.tensor(int(problem is not None), device=device), "max")):
+        raise UserError(next(text for text in all_gather_object(problem) if text is not None))
 
 
 def prepare_patience() -> None:

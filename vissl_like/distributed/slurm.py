@@ -104,8 +104,15 @@ def submit(loaded: LoadedSettings, tasks: dict[str, list[str]]) -> list[Submitte
                 handles = _a_few_at_a_time(executor, calls, slurm.parallel_jobs)
     except (RuntimeError, OSError, subprocess.SubprocessError, submitit.core.utils.FailedJobError) as error:
         lines = str(error).strip() or type(error).__name__
-        raise UserError(f"the job could not be submitted: {lines}. Nothing runs.") from error
+        raise UserError(f"the job could not be submitted: {lines}. Nothing runs.{_advice(lines)}") from error
     return [Submitted(name, handle) for name, handle in zip(tasks, handles)]
+
+
+def _advice(lines: str) -> str:
+    """What to do where there is no cluster to be found."""
+    if not any(sign in lines for sign in ("resolve_ctls", "Unable to contact", "No such file", "Could not detect")):
+        return ""
+    return " No Slurm controller was found from here; config.SLURM.cluster=local tries the job on this machine."
 
 
 def parameters_of(slurm: Any, plan: JobPlan) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from vissl_like.data.named import NamedImages
 from vissl_like.distributed import comm
+from vissl_like.engines.interrupts import interrupts
 from vissl_like.engines.train import prepare_folder
 from vissl_like.engines.trained import (
     Weights,
@@ -24,6 +25,8 @@ from vissl_like.engines.trained import (
 )
 from vissl_like.evaluation.base import Evaluation, LeftOut
 from vissl_like.evaluation.bench import Bench, Probe
+from vissl_like.evaluation.code import code_digest
+from vissl_like.evaluation.keeper import Keeper
 from vissl_like.evaluation.names import TRAINED
 from vissl_like.evaluation.record import make_record, summary, write_results
 from vissl_like.evaluation.results import ResultStore, result_key
@@ -41,7 +44,6 @@ from vissl_like.evaluation.subjects import (
 from vissl_like.registry import ENGINES, EVALUATIONS
 from vissl_like.trainer.components import build, build_trunk, plain_values
 from vissl_like.utils.errors import UserError
-from vissl_like.utils.files import sha256
 
 
 @ENGINES.register("evaluate")
@@ -62,7 +64,7 @@ class EvaluateEngine:
         """Evaluates.
 
         Returns:
-            0.
+            0, or 130 or 143 if Ctrl-C or SIGTERM stopped it.
 
         Raises:
             UserError: no labelled images, no weights, or weights that do not fit.
@@ -70,11 +72,24 @@ class EvaluateEngine:
         output_dir = prepare_folder(self.loaded.resolved.OUTPUT_DIR)
         store = FeatureStore(output_dir / "features")
         given = prepare(self.loaded, output_dir)
-        scored = measure(given, store, output_dir)
+        try:
+            with interrupts():
+                scored = measure(given, store, output_dir, tell=True)
+        except KeyboardInterrupt as stopped:
+            name = str(stopped.args[0]) if stopped.args else "SIGINT"
+            if comm.is_main():
+                print(
+                    f"\n{name}: stopped; features and trainings are kept in {output_dir}. The same command goes on.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            return 143 if name == "SIGTERM" else 130
         if comm.is_main():
             record = record_of(self.loaded, given, scored)
             files = write_results(output_dir, self.loaded.resolved.EVALUATION.name, record, scored)
             store.drop_unused()
+            for keeper in given.kept:
+                keeper.drop()
             print(f"{summary(record, scored)}\nwritten: {', '.join(str(file) for file in files)}", flush=True)
         return 0
 
@@ -93,6 +108,7 @@ class SetUp:
         weights: of the trained network.
         holdout: see ``Bench``.
         notices: what the user should know.
+        kept: states of trainings whose results are not on disk yet.
     """
 
     evaluation: Evaluation
@@ -104,10 +120,12 @@ class SetUp:
     weights: Weights
     holdout: float
     notices: list[str]
+    kept: list[Keeper] = field(default_factory=list)
 
     def bench(self, subject: Subject, store: FeatureStore, folder: Path) -> Bench:
         """A subject on its bench."""
-        return Bench(subject, self.protocol, self.look, self.probe, store, self.holdout, folder)
+        code = code_digest(type(self.evaluation))
+        return Bench(subject, self.protocol, self.look, self.probe, store, self.holdout, folder, code, self.kept)
 
 
 def prepare(loaded: Any, output_dir: Path) -> SetUp:
@@ -127,7 +145,9 @@ def prepare(loaded: Any, output_dir: Path) -> SetUp:
     return SetUp(evaluation, options, subjects, protocol, look, probe, weights, settings.EVALUATE.holdout, notices)
 
 
-def measure(given: SetUp, store: FeatureStore, folder: Path, results: ResultStore | None = None) -> list[Scored]:
+def measure(
+    given: SetUp, store: FeatureStore, folder: Path, results: ResultStore | None = None, *, tell: bool = False
+) -> list[Scored]:
     """Measures all subjects; every process calls it, the main one gets the results.
 
     Args:
@@ -135,14 +155,18 @@ def measure(given: SetUp, store: FeatureStore, folder: Path, results: ResultStor
         store: keeps features.
         folder: where evaluations may leave files of their own.
         results: keeps results; those that it has are not made again.
+        tell: say which subject is being measured.
 
     Raises:
-        UserError: one cannot be measured; every process raises it.
+        UserError: the first cannot be measured; every process raises it. A floor that cannot is left out, which is
+            said: what the network reached is not lost by it.
     """
     scored: list[Scored] = []
     comm.prepare_patience()
     for subject in given.subjects:
         problem: str | None = None
+        if tell and comm.is_main():
+            print(f"measuring {subject.name} ...", flush=True)
         try:
             found = _one(given, given.bench(subject, store, folder), results)
             scored += [] if found is None else [found]
@@ -154,8 +178,11 @@ def measure(given: SetUp, store: FeatureStore, folder: Path, results: ResultStor
             problem = f"the GPU's memory is full; lower EVALUATE.batch_size or the size of images ({error})"
         # The main process may compute alone for long; whoever fails, the others must not wait in vain.
         problems = [found for found in comm.gather_patiently(problem) if found is not None]
-        if problems:
+        if problems and subject is given.subjects[0]:
             raise UserError(problems[0])
+        if problems:
+            scored = [row for row in scored if row.name != subject.name]
+            given.notices.append(f"{subject.name} is left out: {problems[0]}")
     chance = scored[0].result.chance if len(scored) > 1 else None
     return scored if chance is None else [*scored, Scored(chance.name, chance)]
 
@@ -164,8 +191,8 @@ def _one(given: SetUp, bench: Bench, results: ResultStore | None) -> Scored | No
     """One subject's result, kept or made."""
     if results is None:
         return score(bench, given.evaluation)
-    # A measure that is edited is another one: whoever writes a protocol must not be shown what it said before.
-    options = {**given.options, "code": sha256(Path(inspect.getfile(type(given.evaluation))))}
+    # Whoever edits a protocol must not be shown what it said before: the bench knows its code.
+    options = {**given.options, "processes": comm.world_size()} if given.evaluation.trains else given.options
     key = result_key(options, given.evaluation.identity(bench), bench)
     kept = results.get(key) if comm.is_main() else None
     if comm.broadcast_object(kept is not None):
@@ -174,6 +201,8 @@ def _one(given: SetUp, bench: Bench, results: ResultStore | None) -> Scored | No
     if found is not None:
         try:
             results.put(key, found)
+            while given.kept:
+                given.kept.pop().drop()
         except OSError as error:
             given.notices.append(f"the result of {bench.subject.name} is not kept in {results.folder}: {error}")
     return found

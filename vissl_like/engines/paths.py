@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from vissl_like.config.load import LoadedSettings
 from vissl_like.engines.suite_jobs import ONLY, jobs_of
 from vissl_like.registry import EVALUATIONS
-from vissl_like.utils.errors import SettingsError, nearest
+from vissl_like.utils.errors import SettingsError, UserError, nearest
 
 PATH_OPTIONS = ("path", "images", "labels_path", "whiten_on")
 """Options of evaluations and datasets that name a file or a folder."""
 PROBES = ("PROBE_TRAIN", "PROBE_TEST")
+PATTERN = re.compile(r"[*?{[]")
 _NAMED = 4
 
 
@@ -65,7 +67,10 @@ def missing_of(loaded: LoadedSettings) -> list[str]:
         for role in PROBES:
             section = settings.DATA[role]
             if section is not None and not section.get("download"):
-                found += [_missing(f"DATA.{role}.{name}", section.get(name)) for name in PATH_OPTIONS]
+                found += [
+                    _missing(f"DATA.{role}.{name}", section.get(name), archives=section.name == "tar")
+                    for name in PATH_OPTIONS
+                ]
     return [text for text in found if text]
 
 
@@ -95,16 +100,35 @@ def _has_backbone(folder: Path) -> bool:
     return (folder / name).is_file() or any(folder.glob(f"checkpoints/*/{name}"))
 
 
-def _missing(key: str, value: Any) -> str:
-    """A message if the option names a path at which nothing is."""
+def _missing(key: str, value: Any, *, archives: bool = False) -> str:
+    """A message if the option names a path at which nothing is; tar archives may be named by a pattern.
+
+    Args:
+        key: the option.
+        value: its value.
+        archives: whether it names archives whatever its ending is.
+    """
     if not isinstance(value, str) or "://" in value:
         return ""
     place = Path(os.path.abspath(os.path.expanduser(value)))
     if place.exists():
         return ""
+    if PATTERN.search(value) and (archives or value.lower().endswith(".tar")):
+        return _missing_archives(key, value)
     missing = next(part for part in reversed([place, *place.parents]) if not part.exists())
     beside = os.listdir(missing.parent) if os.access(missing.parent, os.R_OK | os.X_OK) else []
     return f"{key} = {value!r}: there is no {missing.name!r} in {str(missing.parent)!r}.{nearest(missing.name, beside)}"
+
+
+def _missing_archives(key: str, pattern: str) -> str:
+    """A message if a pattern names archives that are not there, or none."""
+    from vissl_like.data.datasets.tar import archives_of  # takes a while to import, though not torch
+
+    try:
+        archives_of(pattern)
+    except UserError as error:
+        return f"{key} = {pattern!r}: {error}"
+    return ""
 
 
 def _some(names: list[str]) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vissl_like.config.yaml_text import dump_inline
 from vissl_like.distributed import comm
 from vissl_like.engines.evaluate import measure, origin_of, prepare
+from vissl_like.engines.interrupts import interrupts
 from vissl_like.engines.suite_cells import Cell, ahead_of
 from vissl_like.engines.suite_jobs import Entry, Job, jobs_of
 from vissl_like.engines.suite_tables import markdown, overview_text, suite_page
@@ -25,7 +20,6 @@ from vissl_like.evaluation.results import ResultStore
 from vissl_like.evaluation.scoring import Scored
 from vissl_like.evaluation.store import FeatureStore
 from vissl_like.registry import ENGINES
-from vissl_like.trainer.signals import TOGETHER_S
 from vissl_like.utils.environment import describe_environment
 from vissl_like.utils.errors import SettingsError, UserError
 from vissl_like.utils.files import write_atomic, write_json
@@ -33,8 +27,6 @@ from vissl_like.visualize.page import render_page
 
 PAGE_SECONDS = 20.0
 """The page, whose chart takes seconds to draw, is brought up to date so often; results after every entry."""
-
-_NOBODYS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 @ENGINES.register("suite")
@@ -49,7 +41,8 @@ class SuiteEngine:
 
     Options:
         entries: evaluations by name, each with ``arguments`` such as [config=benchmark/knn, config=base/data/elpv] and,
-            optionally, ``references`` (percentages by name, shown beside); null removes one that a base has
+            optionally, ``references`` (figures by name, shown beside: percentages of the metric that counts, or
+            {metric: AP50_voc07, value: 82.6}); null removes one that a base has
         checkpoints: by name, arguments that choose one, such as [config.EVALUATE.weights=runs/elpv]; null for the one
             that the settings name
         only: entries to measure now, written as in the lines that a suite prints (``elpv_knn`` or ``elpv_knn, ours``);
@@ -86,7 +79,7 @@ class SuiteEngine:
         folder = prepare_folder(self.loaded.resolved.OUTPUT_DIR)
         jobs = self.jobs()
         cells: list[Cell] = []
-        with _interrupts():
+        with interrupts():
             try:
                 self._run(folder, jobs, cells)
             except KeyboardInterrupt as stopped:
@@ -187,33 +180,3 @@ def _told_at_stop(name: str, folder: Path, jobs: list[Job], cells: list[Cell]) -
         f"\n{name}: stopped{where}. {done} of {len(jobs)} are finished{failed}; nothing that is finished is lost "
         f"({folder}). The same command goes on from there."
     )
-
-
-@contextmanager
-def _interrupts() -> Iterator[None]:
-    """SIGTERM interrupts this process as Ctrl-C does; those that come within 2 s of the first are the same.
-
-    A signal that somebody else has taken (a Slurm job, to go back into the queue) is left to them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    own, first = os.getpid(), -TOGETHER_S
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if os.getpid() != own:  # a loading process that was forked
-            os._exit(128 + number)
-        if time.monotonic() - first >= TOGETHER_S:
-            first = time.monotonic()
-            raise KeyboardInterrupt(signal.Signals(number).name)
-
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in found.items() if handler in _NOBODYS}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

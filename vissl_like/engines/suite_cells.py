@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vissl_like.engines.suite_jobs import OfMetric
 from vissl_like.evaluation.record import differences
 from vissl_like.evaluation.scoring import Scored
 
@@ -21,7 +23,7 @@ class Cell:
         scored: results.
         problem: why there are none.
         notices: what the user should know.
-        references: percentages from elsewhere.
+        references: percentages from elsewhere, by name: of the metric that counts, or of one that is named.
         made: weights, images and settings that the results come from.
         ahead: how far the network is ahead of each floor, and of the first checkpoint; see ``ahead_of``.
     """
@@ -31,9 +33,21 @@ class Cell:
     scored: list[Scored] = field(default_factory=list)
     problem: str = ""
     notices: list[str] = field(default_factory=list)
-    references: dict[str, float] = field(default_factory=dict)
+    references: Mapping[str, float | OfMetric] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     ahead: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def reported(self, main: str) -> list[tuple[str, str, float]]:
+        """Figures from elsewhere: name, metric and percentage; ``main`` is the metric of those that name none."""
+        return [
+            (name, main, float(given)) if isinstance(given, int | float) else (name, given["metric"], given["value"])
+            for name, given in self.references.items()
+        ]
+
+    def counted_elsewhere(self) -> list[tuple[str, float]]:
+        """Figures from elsewhere of the metric that counts: name and percentage."""
+        main = self.scored[0].result.main if self.scored else ""
+        return [(name, value) for name, metric, value in self.reported(main) if metric == main]
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -57,7 +71,7 @@ class Cell:
             "problem": self.problem or None,
             "subjects": rows,
             "differences": self.ahead,
-            "references": self.references,
+            "references": dict(self.references),
             **self.made,
             "notices": [*self.notices, *remarks_of(self)],
         }

@@ -18,11 +18,21 @@ CHANCE = "chance"
 """Name under which tables show what is reached without looking, whatever an evaluation calls it."""
 
 
+class OfMetric(TypedDict):
+    """A figure from elsewhere that is not of the metric that counts: of which one, and the percentage."""
+
+    metric: str
+    value: float
+
+
 class Entry(TypedDict, total=False):
-    """One evaluation of a suite: ``arguments`` as on a command line, and figures from elsewhere to stand beside it."""
+    """One evaluation of a suite: ``arguments`` as on a command line, and figures from elsewhere to stand beside it.
+
+    A figure is a percentage (of the metric that counts) or an ``OfMetric``.
+    """
 
     arguments: list[str]
-    references: dict[str, float]
+    references: dict[str, float | OfMetric]
 
 
 @dataclass
@@ -32,7 +42,7 @@ class Job:
     entry: str
     checkpoint: str
     loaded: LoadedSettings
-    references: dict[str, float] = field(default_factory=dict)
+    references: Mapping[str, float | OfMetric] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

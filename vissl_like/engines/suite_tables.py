@@ -19,6 +19,8 @@ from vissl_like.visualize.story import readable
 
 NUMBER = re.compile(r"[-+]?\d|-$")
 GAP = "{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+CAPTION = "Of floors that differ between checkpoints, and of several reported figures, the highest."
+_NAMED_FIGURES = 2
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,22 @@ def by_entry(cells: list[Cell]) -> dict[str, list[Cell]]:
 
 
 def overview(cells: list[Cell]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """What counts of every entry, for the chart; of floors that differ between checkpoints the highest.
+    """What counts of every entry, for the chart; of floors that differ, and of what others reported, the highest.
 
     Returns:
-        percentages by name and entry, and the names that are floors or reported.
+        percentages by name and entry, and the names that are no networks of the suite.
     """
     networks: dict[str, dict[str, float]] = {}
     floors: dict[str, dict[str, float]] = {kind: {} for kind in (RANDOM, PIXELS, CHANCE)}
-    reported: dict[str, dict[str, float]] = {}
+    reported: dict[str, float] = {}
     for cell in cells:
         if cell.scored:
             networks.setdefault(cell.checkpoint, {})[cell.entry] = _counted(cell.scored[0])
         for kind, row in _floors(cell).items():
             floors[kind][cell.entry] = max(_counted(row), floors[kind].get(cell.entry, 0.0))
-        for name, value in cell.references.items():
-            reported.setdefault(f"{REFERENCE}: {name}", {})[cell.entry] = value
-    grey = {name: row for name, row in {**floors, **reported}.items() if row}
+        for _, value in cell.counted_elsewhere() if cell.scored else []:
+            reported[cell.entry] = max(value, reported.get(cell.entry, value))
+    grey = {name: row for name, row in {**floors, REFERENCE: reported}.items() if row}
     return {**networks, **grey}, list(grey)
 
 
@@ -78,7 +80,7 @@ def values_table(cells: list[Cell]) -> ResultTable:
     """What counts of every entry: a row for each, a column for each checkpoint and each kind of floor."""
     checkpoints = list(dict.fromkeys(cell.checkpoint for cell in cells))
     floors = [kind for kind in (RANDOM, PIXELS, CHANCE) if any(kind in _floors(cell) for cell in cells)]
-    reported = any(cell.references for cell in cells)
+    reported = any(cell.counted_elsewhere() for cell in cells)
     rows = []
     for entry, group in by_entry(cells).items():
         done = [cell for cell in group if cell.scored]
@@ -87,11 +89,12 @@ def values_table(cells: list[Cell]) -> ResultTable:
         for kind in floors:
             values.append(_range([_counted(found[kind]) for found in map(_floors, done) if kind in found]))
         if reported:
-            values.append(", ".join(f"{name} {value:.1f}" for name, value in group[0].references.items()) or "-")
+            values.append(_elsewhere((done or group)[0].counted_elsewhere()))
         rows.append(ResultRow(entry, [done[0].scored[0].result.main if done else "-", *values]))
     columns = ["counts", *checkpoints, *floors, *([REFERENCE] if reported else [])]
     shared = "Two numbers: checkpoints have floors of their own, the lowest and the highest of which are shown."
-    split = any(".." in cell for row in rows for cell in row.cells[1 + len(checkpoints) :])
+    first = 1 + len(checkpoints)
+    split = any(".." in cell for row in rows for cell in row.cells[first : first + len(floors)])
     return ResultTable("All", columns, rows, [shared] if split else [], "entry")
 
 
@@ -128,6 +131,13 @@ def _kind(name: str, networks: Sequence[str] = ()) -> str:
 def _floors(cell: Cell) -> dict[str, Scored]:
     """Floors of a cell by kind."""
     return {_kind(row.name): row for row in cell.scored[1:]}
+
+
+def _elsewhere(figures: list[tuple[str, float]]) -> str:
+    """Figures from elsewhere in a cell: by name where they are few, so that the table stays narrow."""
+    if len(figures) > _NAMED_FIGURES:
+        return f"{_range([value for _, value in figures])} ({len(figures)} figures)"
+    return ", ".join(f"{name} {value:.1f}" for name, value in figures) or "-"
 
 
 def _range(values: list[float]) -> str:
@@ -181,17 +191,23 @@ def entry_tables(cells: list[Cell]) -> list[ResultTable]:
             found = line.scored.result.metrics
             values = [f"{found[metric]:.1f}" if metric in found else "-" for metric in metrics]
             rows.append(ResultRow(line.name, values, not line.is_floor))
-        for name, value in group[0].references.items():
-            values = [f"{value:.1f}" if metric == main else "-" for metric in metrics]
-            rows.append(ResultRow(f"{REFERENCE}: {name}", values))
-        tables.append(ResultTable(entry, metrics, rows, _notes(group)))
+        elsewhere = []
+        for name, measure, value in group[0].reported(main):
+            if measure in metrics:
+                values = [f"{value:.1f}" if metric == measure else "-" for metric in metrics]
+                rows.append(ResultRow(f"{REFERENCE}: {name}", values))
+            else:
+                elsewhere.append(f"{REFERENCE}: {name}: {measure} {value:.1f}, a metric that is not measured here.")
+        tables.append(ResultTable(entry, metrics, rows, [*_notes(group), *elsewhere]))
     return tables
 
 
 def _notes(group: list[Cell]) -> list[str]:
     result = next(cell for cell in group if cell.scored).scored[0].result
     options = ", ".join(
-        f"{key} {value}" for key, value in result.details.items() if key != "notices" and len(str(value)) < 30
+        f"{key} {value}"
+        for key, value in result.details.items()
+        if key != "notices" and not isinstance(value, dict) and value != [] and len(str(value)) < 30
     )
     images = f"{result.test_images:,d} test images" if result.test_images else ""
     learnt = f"{result.train_images:,d} training images" if result.train_images else ""
@@ -199,13 +215,14 @@ def _notes(group: list[Cell]) -> list[str]:
     remarks = [f"{cell.checkpoint}: {text}" for cell in group for text in [*cell.notices, *remarks_of(cell)]]
     skipped = sum(len(cell.scored[0].result.skipped) for cell in group if cell.scored)
     unread = [f"{skipped} image(s) could not be read"] if skipped else []
-    return [f"What counts: {result.main}. {facts}.", *unread, *dict.fromkeys(remarks)]
+    counts = f"What counts: {result.main}." + (f" {facts}." if facts else "")
+    return [counts, *unread, *dict.fromkeys(remarks)]
 
 
 def suite_page(folder: Path, cells: list[Cell], total: int) -> Page:
     """The page about everything so far."""
     values, floors = overview(cells)
-    chart = result_bars(values, floors, "Of floors that differ between checkpoints, the highest.")
+    chart = result_bars(values, floors, CAPTION)
     tables = [table for table in (values_table(cells), differences_table(cells)) if table is not None]
     tables += entry_tables(cells)
     failed = [cell for cell in cells if cell.problem]

@@ -129,9 +129,11 @@ class SweepEngine:
                 status = self._run(point)
                 preemption.agree()
             statuses.append(status)
-            if status in SIGNALLED or (status and preemption.noted()):
-                return status
             self._write(points)
+            if status in SIGNALLED or (status and preemption.noted()):
+                ended = sum(point.record().get("status") == 0 for point in points)
+                _say(f"stopped: {ended} of {len(points)} points have ended well. The same command goes on.")
+                return status
         if not statuses:
             self._write(points)
         if comm.is_main():

@@ -92,10 +92,12 @@ class Evaluation:
     Attributes:
         pixels: whether the images themselves can be measured too, as a floor besides the same network untrained.
         labelled: whether it needs the labelled images of DATA.PROBE_TRAIN (and PROBE_TEST).
+        trains: whether it trains a network, which several processes do a little differently from one.
     """
 
     pixels = False
     labelled = False
+    trains = False
 
     def run(self, bench: Bench) -> EvaluationResult | None:
         """Measures the subject on the bench; every process of the run calls this.

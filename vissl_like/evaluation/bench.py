@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from vissl_like.data.named import Box, NamedImages
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features, LeftOut
+from vissl_like.evaluation.keeper import Keeper
 from vissl_like.evaluation.scoring import centred, train_and_test
 from vissl_like.evaluation.store import FeatureStore, cache_key
 from vissl_like.evaluation.subjects import OUTPUT, Encoding, Look, Protocol, Source, Subject, subject_features
@@ -54,6 +55,8 @@ class Bench:
         store: where features are kept; None keeps none.
         holdout: share of the labelled images that is scored on where there are no test images.
         folder: where an evaluation may leave files of its own, such as pictures; made by it.
+        code: digest of the code that the evaluation is made by.
+        kept: states of trainings that are to be forgotten once the result is on disk.
     """
 
     subject: Subject
@@ -63,6 +66,8 @@ class Bench:
     store: FeatureStore | None = None
     holdout: float = 0.25
     folder: Path | None = None
+    code: str = ""
+    kept: list[Keeper] = field(default_factory=list)
 
     @property
     def labelled(self) -> Probe:

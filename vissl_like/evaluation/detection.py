@@ -5,17 +5,25 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import inspect
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from vissl_like.data.datasets.base import evenly_spread
+from vissl_like.data.datasets.base import UnreadableImage, evenly_spread
 from vissl_like.data.samplers.shuffled import ShuffledSampler
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Evaluation, EvaluationResult
 from vissl_like.evaluation.bench import Bench
-from vissl_like.evaluation.detection_data import ObjectImages, Samples, digest_of, joined, read_objects
+from vissl_like.evaluation.detection_data import (
+    ObjectImages,
+    Samples,
+    digest_of,
+    joined,
+    mask_digest_of,
+    read_objects,
+)
 from vissl_like.evaluation.detection_pictures import draw_pictures
 from vissl_like.evaluation.detection_training import (
     Recipe,
@@ -23,9 +31,11 @@ from vissl_like.evaluation.detection_training import (
     losses_of,
     settle_norms,
     training_draw,
+    unused_options,
 )
 from vissl_like.evaluation.features import untouched_randomness
 from vissl_like.evaluation.functional.detection import Detections, average_precisions
+from vissl_like.evaluation.skipped import readable, skipped_by_all
 from vissl_like.evaluation.store import cache_key
 from vissl_like.evaluation.supervised import Training, keeper_of
 from vissl_like.models.detectors.base import DetectorPlan
@@ -88,6 +98,8 @@ class DetectionEvaluation(Evaluation):
         seed: of new weights, order, sizes and mirrors
     """
 
+    trains = True
+
     def __init__(
         self,
         *,
@@ -140,6 +152,7 @@ class DetectionEvaluation(Evaluation):
         self.batch_norm, self.freeze_at, self.precise = batch_norm, freeze_at, precise_batch_norm
         self.pictures, self.seed, self.masks = pictures, seed, detector == "mask_rcnn_fpn"
         self._read: tuple[ObjectImages, ObjectImages] | None = None
+        self._digests: list[list[str]] | None = None
         self.recipe = Recipe(
             steps, batch_size, optimizer, lr, trunk_rate, weight_decay, schedule, tuple(sorted(milestones)),
             warmup_steps, warmup_factor, clip,
@@ -148,6 +161,9 @@ class DetectionEvaluation(Evaluation):
             detector, 1, (0.0,), (1.0,), head_batch_norm, tuple(anchors), roi_size, rois, train_proposals,
             test_proposals, score_threshold, width, hidden, queries, layers,
         )  # fmt: skip
+        self.recipe.check()
+        defaults = {name: option.default for name, option in inspect.signature(DetectionEvaluation).parameters.items()}
+        self.unused = unused_options(self.plan, self.recipe, defaults)
 
     def run(self, bench: Bench) -> EvaluationResult | None:
         """Trains a detector around a copy of the subject's network and scores it; see ``Evaluation``.
@@ -179,17 +195,23 @@ class DetectionEvaluation(Evaluation):
         settle_norms(model, self._draw(bench, train, skipped, self.precise), self.recipe.steps, self.precise, self.seed)
         shown = self._samples(test, bench, [self.test_size], learn=False)
         found = detect(model, shown, bench.protocol)
+        unread = skipped_by_all(skipped.values())
         result = self._result(bench, test, found, facts) if comm.is_main() else None
-        if training.keeper is not None:
-            training.keeper.drop()
         if result is not None:
-            result.train_images, result.skipped = len(train.files), [*skipped.values(), *result.skipped]
+            result.train_images, result.skipped = readable(train.files, unread), [*unread, *result.skipped]
         return result
 
     def identity(self, bench: Bench) -> str:
-        """Images and objects of both sides."""
+        """Images and objects of both sides, with their masks where the detector has them."""
+        sets = self._sets()
+        if self._digests is None:
+            self._digests = [
+                [digest_of(images.truth), mask_digest_of(images)] if self.masks else [digest_of(images.truth)]
+                for images in sets
+            ]
         facts = [
-            [bench.images(images.files).identity, images.classes, digest_of(images.truth)] for images in self._sets()
+            [bench.images(images.files).identity, images.classes, *digests]
+            for images, digests in zip(sets, self._digests, strict=True)
         ]
         return cache_key({"sets": facts})
 
@@ -205,8 +227,12 @@ class DetectionEvaluation(Evaluation):
             raise UserError("detection is scored by pycocotools, which is not installed: pip install pycocotools")
         first = read_objects(self.layout, self.path, self.train[0])
         more = [read_objects(self.layout, self.path, name, first.classes) for name in self.train[1:]]
-        self._read = joined([first, *more]), read_objects(self.layout, self.path, self.test, first.classes)
-        return self._read
+        found = joined([first, *more]), read_objects(self.layout, self.path, self.test, first.classes)
+        if self.masks:
+            for images in found:
+                images.require_masks()
+        self._read = found
+        return found
 
     def _limited(self, images: ObjectImages, bench: Bench) -> ObjectImages:
         total, most = len(images.files), bench.protocol.max_images
@@ -262,14 +288,17 @@ class DetectionEvaluation(Evaluation):
             ]
             masks = average_precisions(outlined, detections, len(test.classes), "segm")
             metrics |= {"mask_AP": masks.ap, "mask_AP50": masks.ap50, "mask_AP75": masks.ap75}
-        notices = []
+        notices = list(self.unused)
         if len(boxes.classes) < len(test.classes):
             absent = [name for number, name in enumerate(test.classes) if number not in boxes.classes]
             notices.append(f"no object to find of: {', '.join(absent)}; they do not count")
         if self.pictures and bench.folder is not None:
             rows = evenly_spread(len(seen), self.pictures).tolist()
             chosen = [(test.files[seen[row]], truth[row], detections[row]) for row in rows]
-            draw_pictures(bench.folder / "detection" / bench.subject.slug, chosen, test.classes)
+            try:
+                draw_pictures(bench.folder / "detection" / bench.subject.slug, chosen, test.classes)
+            except (UserError, UnreadableImage, OSError) as error:  # no reason to lose what was measured
+                notices.append(f"not all pictures are drawn: {error}")
         result = EvaluationResult(
             "detection", metrics, main="AP", items=boxes.by_class, item_ids=np.int64(boxes.classes)
         )

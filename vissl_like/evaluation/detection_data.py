@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vissl_like.data.datasets.base import UnreadableImage
 from vissl_like.data.decode import decode_file
-from vissl_like.data.loader import explain_worker_death
+from vissl_like.data.loader import iterate_workers
 from vissl_like.data.readers.coco import CocoInstances, read_coco
 from vissl_like.data.readers.voc import read_voc_boxes
 from vissl_like.data.samplers.base import Key
 from vissl_like.data.transforms.parameters import sample_generator
 from vissl_like.data.transforms.pixels import to_array
-from vissl_like.data.worker import start_worker
 from vissl_like.evaluation.functional.detection import TrueObjects
 from vissl_like.evaluation.subjects import Protocol
 from vissl_like.records import Skipped
@@ -60,12 +59,33 @@ class ObjectImages:
 
     def run_lengths(self, row: int) -> list[Any]:
         """Masks of an image's objects as run lengths, crowds included."""
+        instances, _ = self.masks[row]
+        return [instances.truth.annToRLE(entry) for entry in self.outlined(row)]
+
+    def require_masks(self) -> None:
+        """Looks whether every object has a mask.
+
+        Raises:
+            UserError: one has none.
+        """
+        for row in range(len(self.files)):
+            self.outlined(row)
+
+    def outlined(self, row: int) -> list[dict[str, Any]]:
+        """Annotations of an image's objects, crowds included, as their file has them.
+
+        Raises:
+            UserError: one has no mask.
+        """
         instances, index = self.masks[row]
-        found = instances.objects(index, crowds=True).ids
-        lacking = [int(name) for name in found if not instances.truth.anns[int(name)].get("segmentation")]
-        if lacking:
-            raise UserError(f"the annotation {lacking[0]} has no 'segmentation', so there is no mask to score by")
-        return [instances.truth.annToRLE(instances.truth.anns[int(name)]) for name in found]
+        found = [instances.truth.anns[int(name)] for name in instances.objects(index, crowds=True).ids]
+        for entry in found:
+            if not entry.get("segmentation"):
+                raise UserError(
+                    f"{self.files[row]}: the annotation {entry['id']} has no 'segmentation', so there is no mask to "
+                    "learn from or to score by. Add it, or take the detector faster_rcnn_fpn, which needs boxes only"
+                )
+        return found
 
 
 def read_objects(layout: Layout, root: str, name: str, classes: Sequence[str] | None = None) -> ObjectImages:
@@ -114,11 +134,25 @@ def joined(sets: Sequence[ObjectImages]) -> ObjectImages:
 
 
 def digest_of(truth: Sequence[TrueObjects]) -> str:
-    """Digest of all boxes and of what is known of them; masks go by their areas."""
+    """Digest of all boxes and of what is known of them, but for masks; see ``mask_digest_of``."""
     digest = hashlib.sha256()
     for one in truth:
         for values in (one.boxes, one.labels, one.areas, one.crowd, one.difficult):
             digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def mask_digest_of(images: ObjectImages) -> str:
+    """Digest of all masks: polygons and run lengths as they are written.
+
+    Raises:
+        UserError: an object has no mask.
+    """
+    digest = hashlib.sha256()
+    for row in range(len(images.files)):
+        for entry in images.outlined(row):
+            digest.update(json.dumps(entry["segmentation"], sort_keys=True).encode() + b"\n")
+        digest.update(b"\n")
     return digest.hexdigest()
 
 
@@ -153,7 +187,7 @@ class Sample:
         return pixels, {name: value.to(device) for name, value in target.items()}
 
 
-class Samples(Dataset["Sample | Skipped"]):
+class Samples:
     """Makes samples out of (epoch, row); runs in a worker.
 
     Args:
@@ -201,6 +235,10 @@ class Samples(Dataset["Sample | Skipped"]):
                 if not self.learn:
                     return skipped[0]
         raise UserError(f"{len(skipped)} images in a row cannot be read, first {skipped[0].path}: {skipped[0].reason}")
+
+    def batch(self, keys: list[Key]) -> list[Sample | Skipped]:
+        """The samples of some (epoch, row)."""
+        return [self[key] for key in keys]
 
     def _sample(self, key: Key, row: int, skipped: list[Skipped]) -> Sample:
         image = decode_file(self.images.files[row], self.channels)
@@ -258,31 +296,9 @@ def load(samples: Samples, keys: Iterator[list[Key]], protocol: Protocol) -> Ite
     Raises:
         UserError: a worker died.
     """
-    loader: DataLoader[Any] = DataLoader(
-        samples,
-        batch_sampler=keys,  # type: ignore[arg-type]
-        collate_fn=_as_list,
-        num_workers=protocol.workers,
-        multiprocessing_context=protocol.start_method if protocol.workers else None,
-        worker_init_fn=start_worker if protocol.workers else None,
-        generator=torch.Generator().manual_seed(0),
+    return iterate_workers(
+        samples.batch, keys, protocol.workers, plugins=protocol.plugins, start_method=protocol.start_method
     )
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            explained = explain_worker_death(error, getattr(batches, "_workers", ()))
-            if explained is None:
-                raise
-            raise explained from error
-        yield batch
-
-
-def _as_list(batch: list[Any]) -> list[Any]:
-    return batch
 
 
 def _voc(root: str, year: str, split: str, classes: Sequence[str] | None) -> ObjectImages:

@@ -62,7 +62,7 @@ def drawn(image: Image.Image, truth: TrueObjects, found: Detections, classes: Se
     surest = np.argsort(-found.scores, kind="stable")[: max(1, len(truth.labels))]
     for row in surest[::-1]:  # the surest on top
         label = int(found.labels[row])
-        colour = tuple(int(value) for value in colours[label + 1])
+        colour = tuple(int(value) for value in colours[1 + label % (len(colours) - 1)])
         left, top, right, bottom = _corners(found.boxes[row], scale)
         pen.rectangle((left, top, right, bottom), outline=colour, width=3)
         text = f"{classes[label]} {100 * float(found.scores[row]):.0f}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from vissl_like.evaluation.features import untouched_randomness
 from vissl_like.evaluation.functional.detection import Detections
 from vissl_like.evaluation.subjects import Protocol
 from vissl_like.evaluation.supervised import Draw
+from vissl_like.models.detectors.base import DetectorPlan
 from vissl_like.models.detectors.rcnn import region_masks
 from vissl_like.records import Skipped
 from vissl_like.utils.errors import UserError
@@ -27,6 +29,17 @@ from vissl_like.utils.errors import UserError
 MOMENTUM, DROP = 0.9, 0.1
 RISE, FIRST_PART, LAST_PART = 0.3, 1 / 25, 1 / 250000
 """Of one cycle: share of the steps in which the rate rises, from the one part of the peak, to fall to the other."""
+OF_RCNN = ("head_batch_norm", "anchors", "roi_size", "rois", "train_proposals", "test_proposals", "score_threshold")
+UNUSED = {
+    "faster_rcnn_c4": ("width", "hidden", "queries", "layers"),
+    "faster_rcnn_fpn": ("queries", "layers"),
+    "mask_rcnn_fpn": ("queries", "layers"),
+    "detr": OF_RCNN,
+    "steps": (),
+    "cosine": ("milestones",),
+    "one_cycle": ("milestones", "warmup_steps", "warmup_factor"),
+}
+"""Options that a detector or a schedule has no use for."""
 Schedule = Literal["steps", "cosine", "one_cycle"]
 Optimizer = Literal["sgd", "adamw"]
 
@@ -59,6 +72,24 @@ class Recipe:
     warmup_steps: int
     warmup_factor: float
     clip: float | None
+
+    def check(self) -> None:
+        """Looks whether all of the schedule can take place.
+
+        Raises:
+            UserError: its warm-up or a milestone lies beyond the last step.
+        """
+        if self.schedule != "one_cycle" and self.warmup_steps and self.warmup_steps >= self.steps:
+            raise UserError(
+                f"EVALUATION.warmup_steps={self.warmup_steps} leaves none of the {self.steps} steps for the whole "
+                "rate; give fewer, or 0, or a larger EVALUATION.steps"
+            )
+        late = [step for step in self.milestones if step >= self.steps]
+        if self.schedule == "steps" and late:
+            raise UserError(
+                f"EVALUATION.milestones={list(self.milestones)}: the training has {self.steps} steps, so the rate "
+                f"never falls at {late[0]}; give milestones below EVALUATION.steps, [] for none, or the schedule cosine"
+            )
 
     def rate(self, step: int) -> float:
         """What learning rates are multiplied by at a step."""
@@ -95,6 +126,22 @@ class Recipe:
         if self.optimizer == "sgd":
             return torch.optim.SGD(given, lr=self.lr, momentum=MOMENTUM)
         return torch.optim.AdamW(given, lr=self.lr)
+
+
+def unused_options(plan: DetectorPlan, recipe: Recipe, defaults: Mapping[str, Any]) -> list[str]:
+    """Notices of options that were given and have no effect.
+
+    Args:
+        plan, recipe: as given.
+        defaults: of the options, by name; those that are as by default may not have been given.
+    """
+    given = dataclasses.asdict(plan) | dataclasses.asdict(recipe)
+    return [
+        f"EVALUATION.{name} is given and has no effect with {asked}"
+        for asked in (plan.kind, recipe.schedule)
+        for name in UNUSED[asked]
+        if (list(given[name]) if isinstance(given[name], tuple) else given[name]) != defaults[name]
+    ]
 
 
 def _one_cycle(step: int, steps: int) -> float:

@@ -96,7 +96,7 @@ class FinetuneEvaluation(Evaluation):
         seed: of the share, the first weights, the order of images, and all that is random
     """
 
-    labelled = True
+    labelled, trains = True, True
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class FinetuneEvaluation(Evaluation):
         factor: Fraction = 0.2,
         warmup_epochs: Index = 0,
         warmup_start: Fraction = 0.0,
-        share: Positive | None = None,
+        share: Fraction | None = None,
         shots: Count | None = None,
         smoothing: Fraction = 0.0,
         drop_path: Fraction | None = None,
@@ -181,8 +181,6 @@ class FinetuneEvaluation(Evaluation):
             result.skipped = [*skipped, *found.skipped]
             options = {**wanted, "batch_size": batches.order.global_batch}
             result.details = {**options, **facts, "steps_per_epoch": of_an_epoch, "notices": notices}
-        if keeper is not None:
-            keeper.drop()
         return result
 
     def _batches(self, bench: Bench, train: ChosenImages) -> LabelledBatches:

@@ -45,6 +45,9 @@ class ChosenImages(ImageDataset):
     def path(self, index: int) -> str:
         return self.dataset.path(int(self.rows[index]))
 
+    def source_file(self, index: int) -> str:
+        return self.dataset.source_file(int(self.rows[index]))
+
     def select(self, places: Tensor) -> ChosenImages:
         """The images at some places of this set."""
         return ChosenImages(self.dataset, torch.from_numpy(self.rows)[places])

@@ -16,21 +16,22 @@ from vissl_like.evaluation.augmentation import random_crop
 from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels, stratified_split
 from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.features import extract_features, frozen
+from vissl_like.evaluation.keeper import Keeper
 from vissl_like.evaluation.labelled_batches import LabelledBatches, LabelledOrder
 from vissl_like.evaluation.labelled_images import Split, classified, split_of
 from vissl_like.evaluation.linear_sgd import (
-    DEFAULT_RATES,
     MOMENTUM,
     WEIGHT_DEVIATION,
     Classifiers,
     held_out,
     transformer_encoding,
 )
-from vissl_like.evaluation.supervised import Keeper, Training, keeper_of
+from vissl_like.evaluation.supervised import Training, keeper_of
 from vissl_like.registry import EVALUATIONS, OPTIMIZERS
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.kinds import Count, Fraction, Index, NonNegative, Positive
 
+RATES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 SCALE = [0.08, 1.0]
 
 
@@ -127,12 +128,12 @@ class LinearAugmentedEvaluation(Evaluation):
         seed: of the held-out part, the first weights, the order of images and their crops
     """
 
-    labelled = True
+    labelled, trains = True, True
 
     def __init__(
         self,
         *,
-        rates: list[Positive] = DEFAULT_RATES,
+        rates: list[Positive] = RATES,
         epochs: Count = 100,
         batch_size: Count = 256,
         weight_decay: NonNegative = 0.0,
@@ -204,8 +205,6 @@ class LinearAugmentedEvaluation(Evaluation):
                 "features": self.encoding.name,
                 "notices": notices,
             }
-        if keeper is not None:
-            keeper.drop()
         return result
 
     def _held(self, labels: Tensor) -> tuple[Tensor | None, list[str]]:

@@ -15,6 +15,9 @@ from vissl_like.utils.files import write_atomic, write_json
 
 FORMAT = 1
 
+MOST_SHOWN = 10
+"""Facts of an evaluation in the printed title; the record has all of them."""
+
 
 def make_record(
     scored: list[Scored],
@@ -96,7 +99,9 @@ def summary(record: dict[str, Any], scored: list[Scored]) -> str:
     data, settings = record["data"], record["settings"]
     # As the subject in question was evaluated: chosen values and defaults included, long tables left out.
     details = {key: value for key, value in scored[0].result.details.items() if key != "notices"}
-    options = ", ".join(f"{key} {value}" for key, value in details.items() if len(str(value)) < 30)
+    named = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in details.items()}
+    shown = [f"{key} {text}" for key, text in named.items() if len(text) < 30 and details[key] is not None]
+    options = ", ".join(shown[:MOST_SHOWN]) + (", ..." if len(shown) > MOST_SHOWN else "")
     held_out = ", held out of the training images" if data.get("held_out_of_train") else ""
     facts = [f"{data['test_images']:,d} test images{held_out}"]
     if data["train_images"]:

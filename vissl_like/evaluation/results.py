@@ -37,6 +37,7 @@ def result_key(settings: dict[str, Any], identity: str, bench: Bench) -> str:
     facts = {
         "format": FORMAT,
         "evaluation": settings,
+        "code": bench.code,
         "identity": identity,
         "subject": bench.subject.identity,
         "look": dataclasses.astuple(bench.look),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vissl_like.data.datasets.base import evenly_spread
-from vissl_like.data.masked import CropBatch, CropBatches, Crops, MaskedImages, WholeImages, load
+from vissl_like.data.loader import iterate_workers
+from vissl_like.data.masked import CropBatch, CropBatches, Crops, MaskedImages, WholeImages
 from vissl_like.data.normalise import Normalise
 from vissl_like.data.readers.voc import discover_classes, read_voc_masks
 from vissl_like.distributed import comm
@@ -26,7 +27,9 @@ from vissl_like.evaluation.functional.segmentation import (
     intersection_over_union,
     segmentation_metrics,
 )
+from vissl_like.evaluation.skipped import readable, skipped_by_all
 from vissl_like.evaluation.store import cache_key
+from vissl_like.evaluation.subjects import Protocol
 from vissl_like.evaluation.supervised import Training, keeper_of
 from vissl_like.models.batch_norm import synchronise_batch_norm
 from vissl_like.records import Skipped
@@ -34,6 +37,7 @@ from vissl_like.registry import EVALUATIONS
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.kinds import Count, Fraction, Index, NonNegative, Positive
 
+V = TypeVar("V")
 FLOOR = "background everywhere"
 DEFAULT_SCALE = [0.5, 2.0]
 
@@ -44,7 +48,9 @@ class SegmentationEvaluation(Evaluation):
 
     Training sees random crops of the images with their masks, by SGD and cross-entropy over all pixels that count (255
     does not); the test sees whole images, scored in their own size. With ``trunk_lr`` 0 the network is frozen; else it
-    is trained too, but for the statistics of its BatchNorm. The floor calls every pixel background.
+    is trained too, but for the statistics of its BatchNorm. The floor calls every pixel background. The mean is over
+    the classes that the test masks contain, the background among them; one that is only predicted does not count. An
+    item of the result is one of these classes, so that all networks are compared over the same ones.
 
     Options:
         path: folder of a VOCdevkit, with SegmentationClass, SegmentationObject and ImageSets/Segmentation
@@ -69,6 +75,8 @@ class SegmentationEvaluation(Evaluation):
         power: rates fall as (1 - step / steps) to this power; 0 keeps them as they are
         seed: of the order of the images and the crops
     """
+
+    trains = True
 
     def __init__(
         self,
@@ -127,16 +135,16 @@ class SegmentationEvaluation(Evaluation):
             )
         model = self._model(bench, len(names) + 1)
         keeper = keeper_of(bench, vars(self), self.identity(bench))
-        facts = self._training(bench, model, train, orders[0], keeper).run()
-        table, skipped = self._scored(bench, model, test, orders[1], len(names) + 1)
+        skipped: dict[str, Skipped] = {}
+        facts = self._training(bench, model, train, orders[0], keeper, skipped).run()
+        unread = skipped_by_all(skipped.values())
+        table, unseen = self._scored(bench, model, test, orders[1], len(names) + 1)
         if not comm.is_main():
             return None
         result = self._result(table, names)
         result.details = {**facts, "trunk": "trained" if self.trunk_lr else "frozen", **result.details}
-        result.train_images, result.test_images = len(orders[0]), len(orders[1]) - len(skipped)
-        result.skipped = skipped
-        if keeper is not None:
-            keeper.drop()
+        result.train_images = readable([train.images[row] for row in orders[0]], unread)
+        result.test_images, result.skipped = len(orders[1]) - len(unseen), [*unread, *unseen]
         return result
 
     def identity(self, bench: Bench) -> str:
@@ -173,14 +181,25 @@ class SegmentationEvaluation(Evaluation):
             synchronise_batch_norm(model.classifiers, device.type)
         return model
 
-    def _training(self, bench: Bench, model: Fcn, images: MaskedImages, order: list[int], keeper: Any) -> Training:
+    def _training(
+        self,
+        bench: Bench,
+        model: Fcn,
+        images: MaskedImages,
+        order: list[int],
+        keeper: Any,
+        skipped: dict[str, Skipped],
+    ) -> Training:
+        """Images that this process cannot read are noted in ``skipped``, by their paths."""
         protocol, look = bench.protocol, bench.look
         fill = tuple(round(255 * value) for value in look.mean)
         crops = Crops(self.image_size, self.resize, self.scale, self.flip, fill)
         batches = CropBatches(images, tuple(order), crops, self.batch_size, self.seed, comm.rank(), comm.world_size())
 
         def draw(first: int) -> Iterator[CropBatch]:
-            return load(batches, range(first, self.steps), protocol.workers, protocol.start_method)
+            for batch in _loaded(batches.__getitem__, range(first, self.steps), protocol):
+                skipped.update({item.path: item for item in batch.skipped})
+                yield batch
 
         groups: list[dict[str, Any]] = [{"params": list(model.classifiers.parameters()), "lr": self.lr}]
         if self.trunk_lr:
@@ -209,7 +228,7 @@ class SegmentationEvaluation(Evaluation):
         skipped, problems = [], []
         model.eval()
         own = order[comm.rank() :: comm.world_size()]
-        for whole in load(WholeImages(images, self.resize), own, protocol.workers, protocol.start_method):
+        for whole in _loaded(WholeImages(images, self.resize).__getitem__, own, protocol):
             if whole.skipped is not None:
                 skipped.append(whole.skipped)
             elif whole.problem is not None:
@@ -220,8 +239,7 @@ class SegmentationEvaluation(Evaluation):
                     scores = enlarged(scores, *whole.mask.shape)
                 table += confusion(whole.mask.to(protocol.device), scores[0].argmax(dim=0), num_classes)
         raise_first(problems)
-        found = [item for part in comm.all_gather_object(skipped) for item in part]
-        return comm.all_reduce(table).cpu(), found
+        return comm.all_reduce(table).cpu(), skipped_by_all(skipped)
 
     def _result(self, table: Tensor, names: list[str]) -> EvaluationResult:
         if not int(table.sum()):
@@ -236,10 +254,13 @@ class SegmentationEvaluation(Evaluation):
         result.details = {
             "iou_by_class": {name: 100 * value for name, value in labelled.items() if value == value},
             "splits": list(self.splits),
-            "notices": [f"classes that neither are nor are found in the test images do not count: {', '.join(absent)}"]
-            * bool(absent),
+            "notices": [f"classes that no test image shows do not count: {', '.join(absent)}"] * bool(absent),
         }
         return result
+
+
+def _loaded(make: Callable[[int], V], keys: Sequence[int], protocol: Protocol) -> Iterator[V]:
+    return iterate_workers(make, keys, protocol.workers, plugins=protocol.plugins, start_method=protocol.start_method)
 
 
 def pixel_cross_entropy(

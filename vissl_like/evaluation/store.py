@@ -26,9 +26,9 @@ def dataset_identity(dataset: ImageDataset) -> str:
     digest = hashlib.sha256(f"{type(dataset).__name__} {len(dataset)} {dataset.channels}".encode())
     newest, state = "", b""
     for index in range(len(dataset)):
-        path = dataset.path(index)
+        path, file = dataset.path(index), dataset.source_file(index)
         # Images inside of one array are named file[3]; the file is what can change.
-        file = path.rpartition("[")[0] if path.endswith("]") else path
+        file = file.rpartition("[")[0] if file.endswith("]") else file
         if file != newest:
             newest, state = file, _state(file)
         digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + state)

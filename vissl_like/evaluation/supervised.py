@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import torch
@@ -20,9 +14,9 @@ from torch import Tensor, nn
 from vissl_like.distributed import comm
 from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.features import untouched_randomness
+from vissl_like.evaluation.keeper import Keeper
 from vissl_like.evaluation.results import result_key
 from vissl_like.utils.errors import UserError
-from vissl_like.utils.files import write_atomic
 
 Draw = Callable[[int], Iterator[Any]]
 """First step -> this process's batches from that step on; a batch may depend on the step and the process only."""
@@ -32,49 +26,12 @@ Rate = Callable[[int], float]
 """Step -> what the first learning rate of every group is multiplied by; a pure function."""
 
 CHECKED_EVERY = 10
-FORMAT = 1
-
-
-@dataclass
-class Keeper:
-    """Where the state of a training is kept until its result is.
-
-    Attributes:
-        path: file of this training and no other: whatever changes the training must change its name.
-        every: seconds between two writes.
-    """
-
-    path: Path
-    every: float = 60.0
-
-    def load(self) -> dict[str, Any] | None:
-        """What was kept, None if there is nothing, or it is damaged (then it is made anew)."""
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            return state if state["format"] == FORMAT else None
-        except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, PickleError, zipfile.BadZipFile):
-            return None
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Keeps a state in place of the last.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
-        write_atomic(self.path, buffer.getvalue())
-
-    def drop(self) -> None:
-        """Forgets it: the result is there."""
-        if comm.is_main():
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
 
 
 def keeper_of(bench: Bench, options: dict[str, Any], identity: str) -> Keeper | None:
     """Where a training of the bench's subject is kept, None where the bench has no folder.
+
+    It is forgotten by whoever has put the result on disk.
 
     Args:
         bench: see ``Bench``.
@@ -83,7 +40,10 @@ def keeper_of(bench: Bench, options: dict[str, Any], identity: str) -> Keeper | 
     """
     if bench.folder is None:
         return None
-    return Keeper(bench.folder / "training" / f"{bench.subject.slug}_{result_key(options, identity, bench)[:16]}.pt")
+    options = {**options, "torch": torch.__version__}
+    keeper = Keeper(bench.folder / "training" / f"{bench.subject.slug}_{result_key(options, identity, bench)[:16]}.pt")
+    bench.kept.append(keeper)
+    return keeper
 
 
 @dataclass
@@ -160,7 +120,8 @@ class Training:
                         print(
                             f"  {self.name}: step {done}/{self.steps}, loss {loss:.3f}, {left:.0f} s left", flush=True
                         )
-                    if now - kept > (math.inf if self.keeper is None else self.keeper.every) and done < self.steps:
+                    # The last state too: scoring comes next, and the result is on disk only after it.
+                    if done == self.steps or now - kept > (0.0 if self.keeper is None else self.keeper.every):
                         kept = now
                         self._keep(done)
         return {
@@ -172,9 +133,14 @@ class Training:
 
     def _step(self, batches: Iterator[Any], step: int, device: torch.device) -> Tensor:
         """One update; the loss over all processes, on the device."""
-        batch = next(batches, None)
-        if batch is None:
-            raise UserError(f"{self.name}: the training images ended at step {step} of {self.steps}")
+        batch, problem = None, None
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                problem = f"{self.name}: the training images ended at step {step} of {self.steps}"
+        except UserError as error:
+            problem = str(error)
+        comm.raise_together(problem, device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             parts = self.objective(self.model, batch)
@@ -199,6 +165,9 @@ class Training:
     def _resume(self) -> int:
         """Takes the kept state; the step to begin with. The main process's file counts."""
         state = self.keeper.load() if self.keeper is not None and comm.is_main() else None
+        if state is not None and not self._fits(state):
+            print(f"  {self.name}: what was kept does not fit, it begins anew", flush=True)
+            state = None
         if not comm.broadcast_object(state is not None):
             return 0
         state = comm.broadcast_object(state)
@@ -209,6 +178,17 @@ class Training:
         if comm.is_main():
             print(f"  {self.name}: goes on at step {step}/{self.steps}", flush=True)
         return step
+
+    def _fits(self, state: dict[str, Any]) -> bool:
+        """Whether a kept state is one of this model and length."""
+        try:
+            own, kept = self.model.state_dict(), state["model"]
+            alike = own.keys() == kept.keys() and all(own[name].shape == kept[name].shape for name in own)
+            groups = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+            same = groups == [len(group["params"]) for group in self.optimizer.param_groups]
+            return alike and same and 0 < int(state["step"]) <= self.steps
+        except (LookupError, TypeError, AttributeError, ValueError):
+            return False
 
     def _keep(self, step: int) -> None:
         if self.keeper is None or not comm.is_main():

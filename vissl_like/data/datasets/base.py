@@ -77,6 +77,10 @@ class ImageDataset(ABC):
     def path(self, index: int) -> str:
         """Where image ``index`` lives, for messages and reports."""
 
+    def source_file(self, index: int) -> str:
+        """The file that image ``index`` comes from, whose change may change it; its path where that is a file."""
+        return self.path(index)
+
     def header(self, index: int) -> tuple[str, tuple[int, int]]:
         """Format name and (width, height) of the stored image; cheaper than ``read`` where the source allows it.
 

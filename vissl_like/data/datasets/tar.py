@@ -101,6 +101,10 @@ class TarImages(StoredImages):
         archive = self.index.archives[self.index.archive_of(position)]
         return f"{archive}:{printable(self.index.names[position])}"
 
+    def source_file(self, index: int) -> str:
+        """See ``ImageDataset``: the archive."""
+        return str(self.index.archives[self.index.archive_of(self._position(index))])
+
     def header_of(self, position: int) -> tuple[str, tuple[int, int]]:
         return read_header_bytes(self._bytes(position), self.name_of(position), self.max_pixels)
 

@@ -33,11 +33,13 @@ def intersection_over_union(table: Tensor) -> Tensor:
         table: ``[C, C]`` of ``confusion``, added up over all images.
 
     Returns:
-        ``[C]`` float64 in [0, 1]; NaN for a class that neither is nor is predicted anywhere.
+        ``[C]`` float64 in [0, 1]; NaN for a class that the truth does not contain, also where it is predicted: which
+        classes count depends on the images alone, so that it is the same for every network.
     """
     counts = table.double()
     both = counts.diagonal()
-    return both / (counts.sum(dim=0) + counts.sum(dim=1) - both)
+    there = counts.sum(dim=1)
+    return torch.where(there > 0, both / (counts.sum(dim=0) + there - both), torch.nan)
 
 
 def class_accuracy(table: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def class_accuracy(table: Tensor) -> Tensor:
 
 
 def segmentation_metrics(table: Tensor) -> dict[str, float]:
-    """Percentages: ``mIoU``, ``pixel_accuracy``, ``mean_accuracy``; the means leave classes without a value out.
+    """Percentages: ``mIoU``, ``pixel_accuracy``, ``mean_accuracy``; the means are over the classes in the truth.
 
     Args:
         table: ``[C, C]``, see ``confusion``.
