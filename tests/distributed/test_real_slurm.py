@@ -3,12 +3,14 @@
 dev/slurm/start.sh makes the cluster; where it cannot (not root, not Debian) these tests are skipped with the reason.
 """
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +29,9 @@ def cluster(tmp_path_factory):
         pytest.skip("a Slurm of our own needs root")
     if not Path("/etc/debian_version").exists() and shutil.which("slurmctld") is None:
         pytest.skip("dev/slurm installs Slurm on Debian only, and it is not installed here")
+    # Several workers of a test run must not have clusters beside each other: host and ports would be the same.
+    turn = os.open(Path(tempfile.gettempdir()) / "vissl_like_test_slurm.lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(turn, fcntl.LOCK_EX)
     folder = tmp_path_factory.mktemp("slurm")
     environment = {
         **os.environ,
@@ -43,6 +48,7 @@ def cluster(tmp_path_factory):
         yield environment
     finally:
         subprocess.run([ROOT / "dev/slurm/stop.sh", "--purge"], env=environment)
+        os.close(turn)
 
 
 def command(folder, *more):
@@ -86,7 +92,12 @@ def until(condition, seconds=400):
 def release(cluster, job):
     """Slurm holds a job that came back for two minutes; a test does not wait for that."""
     until(lambda: state(cluster, job) == "PENDING", 300)
-    ask(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def let_go():
+        ask(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm may set the delay after the state
+        return state(cluster, job) != "PENDING"
+
+    until(let_go)
 
 
 def stderr_of(folder, rank=0):
