@@ -89,12 +89,14 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) ->
     training(straight).run()
     keeper = Keeper(tmp_path / "state" / "a.pt", every=0.0)
 
-    def stop(step: int) -> None:
-        if step == 13:
-            raise KeyboardInterrupt
+    def stopping(first: int) -> Iterator[Any]:
+        for step, batch in enumerate(batches(first), first):
+            if step == 14:
+                raise KeyboardInterrupt
+            yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        training(network(), keeper=keeper, after_step=stop).run()
+        training(network(), keeper=keeper, draw=stopping).run()
     resumed = network()
     facts = training(resumed, keeper=keeper).run()
     assert facts["resumed_from"] == 10

@@ -183,7 +183,7 @@ def measure(
         if problems:
             scored = [row for row in scored if row.name != subject.name]
             given.notices.append(f"{subject.name} is left out: {problems[0]}")
-    chance = scored[0].result.chance if len(scored) > 1 else None
+    chance = scored[0].result.chance if scored and len(given.subjects) > 1 else None
     return scored if chance is None else [*scored, Scored(chance.name, chance)]
 
 

@@ -13,7 +13,7 @@ from vissl_like.data.normalise import Normalise
 from vissl_like.data.samplers.base import BatchSampler, Key
 from vissl_like.data.samplers.shuffled import ShuffledSampler
 from vissl_like.data.transforms.base import ViewTransform
-from vissl_like.distributed import comm
+from vissl_like.evaluation.skipped import skipped_by_all
 from vissl_like.evaluation.subjects import Look, Protocol
 from vissl_like.records import Skipped
 from vissl_like.utils.errors import UserError
@@ -162,5 +162,4 @@ class LabelledBatches:
 
     def skipped(self) -> list[Skipped]:
         """The different images that no process could read; every process must call it."""
-        found = {item.path: item for part in comm.all_gather_object(self._skipped) for item in part}
-        return list(found.values())
+        return skipped_by_all(self._skipped)

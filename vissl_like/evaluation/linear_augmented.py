@@ -13,7 +13,7 @@ from torch.nn import Parameter, functional
 
 from vissl_like.distributed import comm
 from vissl_like.evaluation.augmentation import random_crop
-from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels, stratified_split
+from vissl_like.evaluation.base import Evaluation, EvaluationResult, Features, required_labels
 from vissl_like.evaluation.bench import Bench
 from vissl_like.evaluation.features import extract_features, frozen
 from vissl_like.evaluation.keeper import Keeper
@@ -23,6 +23,8 @@ from vissl_like.evaluation.linear_sgd import (
     MOMENTUM,
     WEIGHT_DEVIATION,
     Classifiers,
+    best_rate,
+    held_for_choice,
     held_out,
     transformer_encoding,
 )
@@ -211,14 +213,8 @@ class LinearAugmentedEvaluation(Evaluation):
         """Places of the training images that the rate is chosen on, None where there is no choice; and remarks."""
         if len(self.rates) == 1:
             return None, []
-        _, held, single = stratified_split(labels, self.options["split"], self.seed)
-        if not len(held):
-            raise UserError(
-                "every class has a single training image, so none can be held out to choose the learning rate. Give "
-                "one: config.EVALUATION.rates=[0.1]"
-            )
-        remark = f"{len(single)} class(es) with a single training image have no part in the choice of the rate"
-        return held, [remark] if single else []
+        _, held, notices = held_for_choice(labels, self.options["split"], self.seed)
+        return held, notices
 
     def _features(self, bench: Bench, images: Any) -> Features:
         assert bench.subject.network is not None
@@ -273,29 +269,8 @@ class LinearAugmentedEvaluation(Evaluation):
     def _choose(
         self, bank: ClassifierBank, judged: Features | None
     ) -> tuple[float, list[dict[str, float | None]], list[str]]:
-        """The rate with the most right answers on held-out images (of equals, the least loss), all, remarks."""
+        """See ``best_rate``; without held-out images there is one rate."""
         if judged is None:
             return self.rates[0], [], []
         first = bank.some(slice(None, len(self.rates)))
-        accuracies, losses = held_out(first, judged.features, required_labels(judged, "held-out"))
-        finite = [math.isfinite(loss) for loss in losses]
-        trials: list[dict[str, float | None]] = [
-            {"rate": rate, "accuracy": accuracy if usable else None, "log_loss": loss if usable else None}
-            for rate, accuracy, loss, usable in zip(self.rates, accuracies, losses, finite, strict=True)
-        ]
-        ranks = [
-            (-accuracy, loss, rate)
-            for rate, accuracy, loss, usable in zip(self.rates, accuracies, losses, finite, strict=True)
-            if usable
-        ]
-        if not ranks:
-            raise UserError("training diverged at every learning rate; give smaller ones: config.EVALUATION.rates")
-        best = min(ranks)[2]
-        if best not in (self.rates[0], self.rates[-1]):
-            return best, trials, []
-        side = "smaller" if best == self.rates[0] else "larger"
-        return (
-            best,
-            trials,
-            [f"the rate {best:g}, at the end of EVALUATION.rates, is the best; a {side} one may be better"],
-        )
+        return best_rate(self.rates, *held_out(first, judged.features, required_labels(judged, "held-out")))

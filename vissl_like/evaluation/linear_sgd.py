@@ -138,36 +138,10 @@ class LinearSgdEvaluation(FeatureEvaluation):
         """The best rate, what each reached on the held-out part, and remarks."""
         if len(self.rates) == 1:
             return self.rates[0], [], []
-        kept, held, single = stratified_split(labels, self.split, self.seed)
-        if not len(held):
-            raise UserError(
-                "every class has a single training image, so none can be held out to choose the learning rate. Give "
-                "one: config.EVALUATION.rates=[0.1]"
-            )
-        notices = []
-        if single:
-            notices.append(
-                f"{len(single)} class(es) with a single training image have no part in the choice of the rate"
-            )
+        kept, held, notices = held_for_choice(labels, self.split, self.seed)
         model = self._train(features[kept], labels[kept], self.rates, num_classes)
-        accuracies, losses = held_out(model, features[held], labels[held])
-        trials: list[dict[str, float | None]] = []
-        ranks: list[tuple[float, float, float]] = []
-        for rate, accuracy, loss in zip(self.rates, accuracies, losses, strict=True):
-            if math.isfinite(loss):
-                trials.append({"rate": rate, "accuracy": accuracy, "log_loss": loss})
-                ranks.append((-accuracy, loss, rate))
-            else:
-                trials.append({"rate": rate, "accuracy": None, "log_loss": None})
-        if not ranks:
-            raise UserError("training diverged at every learning rate; give smaller ones: config.EVALUATION.rates")
-        best = min(ranks)[2]
-        if best in (self.rates[0], self.rates[-1]):
-            side = "smaller" if best == self.rates[0] else "larger"
-            notices.append(
-                f"the rate {best:g}, at the end of EVALUATION.rates, is the best; a {side} one may be better"
-            )
-        return best, trials, notices
+        best, trials, more = best_rate(self.rates, *held_out(model, features[held], labels[held]))
+        return best, trials, notices + more
 
     def _train(self, features: Tensor, labels: Tensor, rates: list[float], num_classes: int) -> Classifiers:
         """Classifiers trained at each rate on the same batches from the same start."""
@@ -247,6 +221,57 @@ def held_out(model: Classifiers, features: Tensor, labels: Tensor) -> tuple[list
         columns = answers.expand(len(scores), -1)[..., None]
         loss -= scores.double().log_softmax(dim=2).gather(2, columns).sum(dim=(1, 2))
     return (100 * right / len(labels)).tolist(), (loss / len(labels)).tolist()
+
+
+def held_for_choice(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Training images to learn from and to choose the rate on: positions of both, and remarks.
+
+    Args:
+        labels: ``[N]``.
+        share: part that is held out, in (0, 1).
+        seed: of the choice.
+
+    Raises:
+        UserError: none can be held out.
+    """
+    kept, held, single = stratified_split(labels, share, seed)
+    if not len(held):
+        raise UserError(
+            "every class has a single training image, so none can be held out to choose the learning rate. Give one: "
+            "config.EVALUATION.rates=[0.1]"
+        )
+    remark = f"{len(single)} class(es) with a single training image have no part in the choice of the rate"
+    return kept, held, [remark] if single else []
+
+
+def best_rate(
+    rates: list[float], accuracies: list[float], losses: list[float]
+) -> tuple[float, list[dict[str, float | None]], list[str]]:
+    """The rate with the most right answers (of equals, the least loss), what each reached, and remarks.
+
+    Args:
+        rates: increasing.
+        accuracies, losses: of each on held-out images; a loss that is not finite is of a training that diverged.
+
+    Raises:
+        UserError: all are.
+    """
+    trials: list[dict[str, float | None]] = []
+    ranks: list[tuple[float, float, float]] = []
+    for rate, accuracy, loss in zip(rates, accuracies, losses, strict=True):
+        if math.isfinite(loss):
+            trials.append({"rate": rate, "accuracy": accuracy, "log_loss": loss})
+            ranks.append((-accuracy, loss, rate))
+        else:
+            trials.append({"rate": rate, "accuracy": None, "log_loss": None})
+    if not ranks:
+        raise UserError("training diverged at every learning rate; give smaller ones: config.EVALUATION.rates")
+    best = min(ranks)[2]
+    if best not in (rates[0], rates[-1]):
+        return best, trials, []
+    side = "smaller" if best == rates[0] else "larger"
+    remark = f"the rate {best:g}, at the end of EVALUATION.rates, is the best; a {side} one may be better"
+    return best, trials, [remark]
 
 
 def transformer_encoding(blocks: int, average_pool: bool) -> Encoding:

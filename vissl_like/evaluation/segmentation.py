@@ -127,7 +127,7 @@ class SegmentationEvaluation(Evaluation):
         most = bench.protocol.max_images
         orders = [evenly_spread(len(found), most or len(found)).tolist() for found in (train, test)]
         for found, order in zip((train, test), orders, strict=True):
-            check_all(found, order, len(names) + 1)
+            check_all(found, order, len(names) + 1, bench.protocol.device)
         if self.batch_size < comm.world_size():
             raise UserError(
                 f"EVALUATION.batch_size is {self.batch_size}, and {comm.world_size()} processes take part; each needs "
@@ -198,6 +198,8 @@ class SegmentationEvaluation(Evaluation):
 
         def draw(first: int) -> Iterator[CropBatch]:
             for batch in _loaded(batches.__getitem__, range(first, self.steps), protocol):
+                if batch.problem is not None:
+                    raise UserError(batch.problem)
                 skipped.update({item.path: item for item in batch.skipped})
                 yield batch
 
@@ -238,7 +240,7 @@ class SegmentationEvaluation(Evaluation):
                 if scores.shape[-2:] != whole.mask.shape:
                     scores = enlarged(scores, *whole.mask.shape)
                 table += confusion(whole.mask.to(protocol.device), scores[0].argmax(dim=0), num_classes)
-        raise_first(problems)
+        comm.raise_together(next(iter(problems), None), protocol.device)
         return comm.all_reduce(table).cpu(), skipped_by_all(skipped)
 
     def _result(self, table: Tensor, names: list[str]) -> EvaluationResult:
@@ -270,11 +272,7 @@ def pixel_cross_entropy(
 
     What is returned is this process's sum over their number in a process's batch on average, so that the mean over
     processes, which the training takes, is the mean over pixels.
-
-    Raises:
-        UserError: an image of any process could not be read.
     """
-    raise_first([] if batch.problem is None else [batch.problem])
     scores = model(normalise(batch.images))
     masks = batch.masks.to(scores.device).long()
     counted = comm.all_reduce((masks != VOID).sum().float()) / comm.world_size()
@@ -282,31 +280,20 @@ def pixel_cross_entropy(
     return {"cross_entropy": loss / counted.clamp(min=1.0)}
 
 
-def check_all(images: MaskedImages, order: list[int], num_classes: int) -> None:
+def check_all(images: MaskedImages, order: list[int], num_classes: int, device: torch.device) -> None:
     """Looks at every mask before hours are spent; the processes share them.
 
     Raises:
         UserError: on every process alike, what the first of them found.
     """
-    problems = []
+    problem = None
     for index in order[comm.rank() :: comm.world_size()]:
         try:
             images.check(index, num_classes)
         except UserError as error:
-            problems.append(str(error))
+            problem = str(error)
             break
-    raise_first(problems)
-
-
-def raise_first(problems: list[str]) -> None:
-    """Raises what any process found, on all of them: none may wait for one that has stopped.
-
-    Raises:
-        UserError: the first.
-    """
-    found = [problem for part in comm.all_gather_object(problems) for problem in part]
-    if found:
-        raise UserError(found[0])
+    comm.raise_together(problem, device)
 
 
 def as_result(name: str, table: Tensor) -> EvaluationResult:

@@ -26,6 +26,8 @@ Rate = Callable[[int], float]
 """Step -> what the first learning rate of every group is multiplied by; a pure function."""
 
 CHECKED_EVERY = 10
+TOLD_EVERY = 30.0
+"""Seconds between two lines about the progress."""
 
 
 def keeper_of(bench: Bench, options: dict[str, Any], identity: str) -> Keeper | None:
@@ -62,8 +64,6 @@ class Training:
         clip: largest l2 norm of the whole gradient; None for any.
         autocast: number format of the forward pass, None for float32.
         keeper: where the state is kept; None keeps none.
-        after_step: called after every update with the step just made.
-        told_every: seconds between two lines about the progress.
     """
 
     model: nn.Module
@@ -77,8 +77,6 @@ class Training:
     clip: float | None = None
     autocast: torch.dtype | None = None
     keeper: Keeper | None = None
-    after_step: Callable[[int], None] | None = None
-    told_every: float = 30.0
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, from the state that was kept if there is one. Every process of the run calls it.
@@ -108,13 +106,11 @@ class Training:
                 newest.append(self._step(batches, step, device))
                 if len(early) < CHECKED_EVERY:
                     early.append(newest[-1])
-                if self.after_step is not None:
-                    self.after_step(step)
                 done = step + 1
                 if done % CHECKED_EVERY == 0 or done == self.steps:
                     self._check(newest, done)
                     now = time.monotonic()
-                    if comm.is_main() and now - told > self.told_every:
+                    if comm.is_main() and now - told > TOLD_EVERY:
                         told = now
                         left, loss = (self.steps - done) * (now - begun) / (done - first), float(newest[-1])
                         print(
