@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "tests/faults/fault_plugin.py"
@@ -173,3 +174,27 @@ def test_a_sweep_of_four_is_an_array_and_one_table(cluster, tmp_path):
     assert len({round(point["metrics"]["loss"], 6) for point in points}) == 4
     again = subprocess.run(command(tmp_path, *more), cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "Nothing is left to submit" in again.stdout
+
+
+def test_entries_of_a_suite_are_an_array_whose_results_one_table_takes_up(cluster, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "suite"
+    trained = subprocess.run(command(run, "config.TRAIN.length=2 steps"), cwd=ROOT, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    for name, shade in (("dark", 40), ("light", 220)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (24, 24), (shade, shade + number, shade)).save(tmp_path / f"photos/{name}/{number}.png")
+    sets = [f"config.DATA.PROBE_{part}={{name: auto, path: {tmp_path / 'photos'}}}" for part in ("TRAIN", "TEST")]
+    entries = "{near: {arguments: [config=benchmark/knn]}, line: {arguments: [config=benchmark/linear]}}"
+    suite = [*sets, f"config.ENGINE={{name: suite, entries: {entries}}}", f"config.EVALUATE.weights={run}"]
+    jobs = command(out, *suite, *JOB, "config.SLURM.wait=true")
+    done = subprocess.run(jobs, cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ended with exit status 0") == 2 and not (out / "results.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in (out / "results").iterdir()}
+    assert len(kept) >= 2
+    table = subprocess.run(command(out, *suite), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert table.returncode == 0, table.stderr
+    record = json.loads((out / "results.json").read_text())
+    assert record["finished"] == 2 and {cell["entry"] for cell in record["cells"]} == {"near", "line"}
+    assert {file: file.stat().st_mtime_ns for file in (out / "results").iterdir()} == kept

@@ -272,7 +272,8 @@ def status_of(job: Submitted) -> int:
         status, said = _ended(job.handle.task(rank))
         if status:
             break
-    print(f"job {job.job_id}, {job.name}, {said}{'' if status == 0 else f'; see {job.log()}'}", flush=True)
+    where = "" if status == 0 else f"; see {job.log()} and the .err beside it"
+    print(f"job {job.job_id}, {job.name}, {said}{where}", flush=True)
     return status
 
 
