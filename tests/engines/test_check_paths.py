@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
-from small_run import checkpoint
+from small_run import checkpoint, photos
 
 import vissl_like
 from vissl_like.engines import cli
@@ -17,7 +18,8 @@ ROOT = Path(vissl_like.__file__).resolve().parents[1]
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    photos(tmp_path / "photos", per_class=1)
+    (tmp_path / "empty").mkdir()
     (tmp_path / "VOCdevkit").mkdir()
     folder = checkpoint(tmp_path / "run")
     (tmp_path / "bare").mkdir()
@@ -77,7 +79,8 @@ def test_archives_that_a_pattern_names(place, capsys, name, pattern):
     status, said = check(capsys, *given)
     assert status == 2 and f"DATA.PROBE_TRAIN.path = '{shards}/{pattern}': " in said
     for number in ("00", "01"):
-        (shards / f"{number}.tar").touch()
+        with tarfile.open(shards / f"{number}.tar", "w") as archive:
+            archive.add(place / "photos/dark/000.png", "0.png")
     assert check(capsys, *given)[0] == 0
     (shards / "01.tar").unlink()
     status, said = check(capsys, *given)
@@ -87,6 +90,29 @@ def test_archives_that_a_pattern_names(place, capsys, name, pattern):
 def test_images_that_an_evaluation_does_not_use_may_be_away(place, capsys):
     more = ["config=benchmark/svm", "config.EVALUATION.path=VOCdevkit", "config.EVALUATE.weights=run"]
     assert check(capsys, "config.DATA.PROBE_TRAIN=nowhere", *more)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty"), (b"version https://git-lfs", "is text, not weights"), (b"\0\1", "damaged")]
+)
+def test_weights_that_are_none(place, capsys, content, said):
+    (place / "net.safetensors").write_bytes(content)
+    status, text = check(capsys, PROBE, "config.EVALUATE.weights=net.safetensors")
+    assert status == 2 and "EVALUATE.weights = 'net.safetensors'" in text and said in text
+    assert cli.main(["--check", "config=quick/synthetic", "config.MODEL.WEIGHTS.path=net.safetensors"]) == 2
+    assert "MODEL.WEIGHTS.path = 'net.safetensors'" in capsys.readouterr().err
+
+
+def test_folders_without_images(place, capsys):
+    status, text = check(capsys, "config.DATA.PROBE_TRAIN=empty", "config.EVALUATE.weights=run")
+    assert status == 2 and "DATA.PROBE_TRAIN: " in text and "empty" in text
+    for engine in ("train", "full"):
+        assert cli.main(["--check", "config=quick/folder", "config.DATA.TRAIN=empty", f"config.ENGINE={engine}"]) == 2
+        assert "DATA.TRAIN: " in capsys.readouterr().err
+    assert cli.main(["--check", "config=quick/folder", "config.DATA.TRAIN=away"]) == 2
+    assert "DATA.TRAIN.path = 'away'" in capsys.readouterr().err
+    assert cli.main(["--check", "config=quick/folder", "config.DATA.TRAIN=photos"]) == 0
+    assert capsys.readouterr().out == "The settings are valid. The data can be read.\n"
 
 
 def test_a_training_is_not_asked_for_weights(place, capsys):

@@ -89,6 +89,7 @@ def test_show_list_help_version(settings, capsys):
         (["--check", "--show"], "cannot be given together"),
         (["SEED=1"], "Did you mean 'config.SEED=1'?"),
         (["config=nowhere"], "there is no settings file 'nowhere'"),
+        (["config=quick/elvp"], "Did you mean 'quick/elpv'?"),
         (["--list", "loses"], "Did you mean 'losses'?"),
         (["--help", "nothing_like_it"], "there is no help on"),
     ],

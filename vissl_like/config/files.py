@@ -23,6 +23,15 @@ def config_names() -> list[str]:
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
 
 
+def config_summaries() -> list[tuple[str, str]]:
+    """Each name that ``config=`` takes, with the first line of its file's header."""
+    folder, rows = configs_folder(), []
+    for name in config_names():
+        first = read_text(folder / f"{name}.yaml").partition("\n")[0]
+        rows.append((name, first.lstrip("# ").rstrip() if first.startswith("#") else ""))
+    return rows
+
+
 def find_config(name: str, beside: Path | None = None) -> Path:
     """The file that a ``config=`` or ``BASES`` entry means.
 
@@ -48,8 +57,8 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     except (OSError, RuntimeError) as error:
         raise UserError(f"the settings file {name!r} cannot be reached: {error}") from None
     raise UserError(
-        f"there is no settings file {name!r}.{nearest(name, config_names())} Give a path ending in .yaml, or one of: "
-        f"{', '.join(config_names()) or 'none found'}."
+        f"there is no settings file {name!r}.{nearest(name, config_names())} Give a path ending in .yaml, or a name "
+        "that 'vissl-like --list configs' shows."
     )
 
 

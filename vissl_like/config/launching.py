@@ -25,6 +25,11 @@ class DistributedSettings:
         "longest wait for each other at the start; then the missing are named",
         unit="minutes",
     )
+    sharding: str = setting(
+        "none",
+        "Literal['none', 'full']",
+        "full: weights, gradients and optimizer state are divided over the processes; none: each has all of them",
+    )
     timeout_minutes: float = setting(
         30.0, "Positive", "longest wait of one process for another before the run stops", unit="minutes"
     )

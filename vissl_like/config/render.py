@@ -9,23 +9,27 @@ from typing import Any
 from vissl_like.component import Component, Option
 from vissl_like.config.annotations import parse_kind, spell
 from vissl_like.config.check import component_at
-from vissl_like.config.files import config_names, shown
+from vissl_like.config.files import config_names, config_summaries, shown
 from vissl_like.config.names import Names
 from vissl_like.config.schema import Settings, field_at, fields_of, walk
 from vissl_like.registry import REGISTRIES, Registry
 from vissl_like.utils.errors import UserError, nearest
 
 WIDTH = 120
+CONFIGS = "configs"
+"""Topic of ``--list`` beside the kinds of components: the settings files that come with the package."""
 
 USAGE = """\
 usage: vissl-like config=NAME_OR_FILE [config=...] [config.SECTION.key=VALUE ...]
 
   config=quick/NAME            settings that come with the package, or a path ending in .yaml; later ones are laid over
   config.TRAIN.length='5 epochs'   changes one setting; values are YAML: [a, b], {a: 1}, null, true, 'text'
-  --check                      say everything that is wrong with the settings, and which weights and data of
-                               evaluations are missing, and stop
+  --check                      say everything that is wrong with the settings, and which weights and data are missing
+                               or cannot be read, and stop
   --show                       print the settings of the run and where each comes from, and stop
-  --list [KIND]                components by kind: losses, heads, trunks, hooks, datasets, ...
+  --estimate                   print the memory that each process of the run needs, start nothing, and stop
+  --list [KIND]                components by kind: losses, heads, trunks, hooks, datasets, ...; or configs, the names
+                               that config= takes
   --help [TOPIC]               on everything, a section (TRAIN), a setting (TRAIN.length), a component (losses/NAME)
   --version                    print the version
 """
@@ -167,15 +171,24 @@ def _default_of(option: Option) -> str:
 
 
 def list_text(kind: str | None = None) -> str:
-    """Text of ``--list``: every component, or those of one kind, with one-line descriptions and files.
+    """Text of ``--list``: every component, or those of one kind, with one-line descriptions and files; or ``configs``.
 
     Raises:
         UserError: there is no such kind.
     """
+    if kind == CONFIGS:
+        return _list_configs()
     if kind is not None and kind not in REGISTRIES:
-        raise UserError(f"there is no kind of component {kind!r}.{nearest(kind, REGISTRIES)} {', '.join(REGISTRIES)}.")
+        known = (CONFIGS, *REGISTRIES)
+        raise UserError(f"there is no kind of component {kind!r}.{nearest(kind, known)} {', '.join(known)}.")
     chosen = REGISTRIES if kind is None else {kind: REGISTRIES[kind]}
     return "\n\n".join(f"{name}:\n{_list(registry)}" for name, registry in chosen.items())
+
+
+def _list_configs() -> str:
+    rows = config_summaries()
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows) or "none"
 
 
 def _list(registry: Registry) -> str:

@@ -71,6 +71,12 @@ class ModelSettings:
     SYNC_BATCH_NORM: bool | str = setting(
         "auto", AUTO_BOOL, "share batch statistics between processes; auto: if there are several"
     )
+    SYNC_BATCH_NORM_GROUP: int | None = setting(
+        None, "Count | None", "neighbouring processes that share them, a divisor of all; null: all", unit="processes"
+    )
+    ACTIVATION_CHECKPOINTING: bool = setting(
+        False, "bool", "compute the trunk's blocks again in the backward pass: less memory, more time"
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Whether the weights and the data that an evaluation or a suite names are there; for ``--check``, without torch."""
+"""Whether the weights and the data that a run names are there and can be read; for ``--check``, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from vissl_like.config.load import LoadedSettings
 from vissl_like.engines.suite_jobs import ONLY, jobs_of
-from vissl_like.registry import EVALUATIONS
+from vissl_like.models.not_weights import what_instead
+from vissl_like.registry import DATASETS, EVALUATIONS
 from vissl_like.utils.errors import SettingsError, UserError, nearest
 
 PATH_OPTIONS = ("path", "images", "labels_path", "whiten_on")
@@ -20,10 +21,12 @@ _NAMED = 4
 
 
 def check_paths(loaded: LoadedSettings) -> str:
-    """Looks for what an evaluation, or every entry of a suite, is to read.
+    """Looks at what a training, an evaluation, or every entry of a suite is to read.
+
+    Folders and archives are gone through as the run would do it, and what was found is kept for the run.
 
     Args:
-        loaded: checked settings of any engine; those of others than ``evaluate`` and ``suite`` are let pass.
+        loaded: checked settings of any engine; of others than named above only DATA.TRAIN is looked at.
 
     Returns:
         what was found, to be said; empty where nothing was looked for.
@@ -33,8 +36,8 @@ def check_paths(loaded: LoadedSettings) -> str:
     """
     engine = loaded.resolved.ENGINE
     if engine is None or engine.name not in ("evaluate", "suite"):
-        return ""
-    if engine.name == "evaluate":
+        problems, said = _of_training(loaded.resolved)
+    elif engine.name == "evaluate":
         problems = missing_of(loaded)
         said = "The weights and the data are there."
     else:
@@ -65,13 +68,38 @@ def missing_of(loaded: LoadedSettings) -> list[str]:
                 f"DATA.PROBE_TRAIN is not given, and the evaluation {settings.EVALUATION.name!r} needs labelled images."
             )
         for role in PROBES:
-            section = settings.DATA[role]
-            if section is not None and not section.get("download"):
-                found += [
-                    _missing(f"DATA.{role}.{name}", section.get(name), archives=section.name == "tar")
-                    for name in PATH_OPTIONS
-                ]
+            found += _problems_of_data(f"DATA.{role}", settings.DATA[role])
     return [text for text in found if text]
+
+
+def _of_training(settings: Any) -> tuple[list[str], str]:
+    """Problems of the images to train on and of the weights to start from; and what is said if there are none."""
+    weights = settings.MODEL.WEIGHTS.path
+    found = [_missing("MODEL.WEIGHTS.path", weights)]
+    if weights is not None and not found[0]:
+        found.append(_not_weights("MODEL.WEIGHTS.path", weights))
+    section = settings.DATA.TRAIN
+    found += _problems_of_data("DATA.TRAIN", section)
+    looked = any(section is not None and section.get(name) is not None for name in PATH_OPTIONS)
+    return [text for text in found if text], "The data can be read." if looked else ""
+
+
+def _problems_of_data(key: str, section: Any) -> list[str]:
+    """Messages for a dataset that is not there, or that cannot be read."""
+    if section is None or section.get("download"):
+        return []
+    archives = section.name == "tar"
+    missing = [_missing(f"{key}.{name}", section.get(name), archives=archives) for name in PATH_OPTIONS]
+    if any(missing):
+        return missing
+    from omegaconf import OmegaConf
+
+    options: Any = OmegaConf.to_container(section, resolve=True)
+    try:
+        DATASETS.get(options.pop("name"))(**options)
+    except UserError as error:
+        return [f"{key}: {error}"]
+    return []
 
 
 def _missing_weights(settings: Any) -> str:
@@ -85,6 +113,8 @@ def _missing_weights(settings: Any) -> str:
     if absent:
         return absent
     path = Path(given).expanduser()
+    if path.is_file() and path.name != "state.pt":
+        return _not_weights("EVALUATE.weights", given)
     folder = path if path.is_dir() else path.parent
     if (path.is_dir() or path.name == "state.pt") and not _has_backbone(folder):
         return (
@@ -92,6 +122,13 @@ def _missing_weights(settings: Any) -> str:
             "folder with checkpoints."
         )
     return ""
+
+
+def _not_weights(key: str, value: str) -> str:
+    """A message if a file that is there cannot be weights."""
+    path = Path(value).expanduser()
+    instead = what_instead(path) if path.is_file() else None
+    return f"{key} = {value!r} {instead}." if instead else ""
 
 
 def _has_backbone(folder: Path) -> bool:

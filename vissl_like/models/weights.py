@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vissl_like.models.not_weights import what_instead
 from vissl_like.utils.errors import UserError, nearest
 from vissl_like.utils.paths import local_file
 
 _WRAPPERS = ("state_dict", "model", "teacher", "student", "model_state_dict")
-_LOOKED_AT = 2**20
-"""Files of at least so many bytes are no text that was taken for weights."""
 _PREFIXES = ("module.", "backbone.", "trunk.", "encoder.", "model.", "_orig_mod.")
 
 
@@ -77,14 +76,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _diagnosis(path: Path, error: Exception) -> str:
     """What a file that cannot be loaded is, and what to do about it; the file's code is not run."""
-    begin = path.read_bytes()[:200] if path.stat().st_size < _LOOKED_AT else b"\0"
-    if not begin:
-        return "is empty: it was not fetched, or not written to its end. Get it again"
-    if b"\0" not in begin and (text := _as_text(begin)):
-        return (
-            f"is text, not weights; it begins {text!r}. This is what is left of a download that failed, or of a file "
-            "that git keeps elsewhere (git lfs pull brings it). Get the file itself"
-        )
+    instead = what_instead(path)
+    if instead is not None:
+        return instead
     new = path.with_name(f"{path.stem}_weights.pth").name
     if "TorchScript" in str(error):
         return (
@@ -111,16 +105,6 @@ def _diagnosis(path: Path, error: Exception) -> str:
     told = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     first = told[1] if told else str(error).strip().partition("\n")[0][:160]
     return f"cannot be read ({type(error).__name__}: {first}). It is damaged, not whole, or no torch file; get it again"
-
-
-def _as_text(begin: bytes) -> str:
-    """The first characters if these bytes are text, else nothing."""
-    try:
-        # The last character may be cut.
-        text = begin.decode("utf-8", "strict" if len(begin) < 200 else "ignore").strip()
-    except UnicodeDecodeError:
-        return ""
-    return text[:60] if all(char.isprintable() or char.isspace() for char in text) else ""
 
 
 def _kinds_of_objects(path: Path, error: Exception) -> list[str]:
