@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from vissl_like.distributed import comm
 from vissl_like.hooks.base import Hook
 from vissl_like.losses.swav import SwAVLoss
 from vissl_like.registry import HOOKS, LOSSES
@@ -18,15 +19,16 @@ class NanAt(SwAVLoss):
 
     Options:
         step: the step
+        rank: the process where it is; None: on all
     """
 
-    def __init__(self, context, *, step: Index):
+    def __init__(self, context, *, step: Index, rank: Index | None = None):
         super().__init__(context)
-        self.step = step
+        self.step, self.rank = step, rank
 
     def forward(self, output, batch, progress):
         parts = super().forward(output, batch, progress)
-        if progress.step == self.step:
+        if progress.step == self.step and self.rank in (None, comm.rank()):
             parts["loss"] = parts["loss"] * torch.nan
         return parts
 

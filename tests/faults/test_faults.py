@@ -113,6 +113,21 @@ def test_one_process_of_two_killed_ends_the_run_with_its_name(tmp_path):
     assert process.returncode == 1 and "was killed by signal 9; stopping the others" in text
 
 
+@pytest.mark.slow
+def test_all_processes_killed_go_on_from_the_newest_checkpoint(tmp_path):
+    two = ["config.DISTRIBUTED.processes=2", "config.CHECKPOINT.every=1 steps"]
+    process = start(tmp_path, *two)
+    while not steps_saved(tmp_path):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    text = process.communicate(timeout=60)[0]
+    newest = max(steps_saved(tmp_path))
+    assert process.returncode == -9 and newest < 12 and "Stopped at" not in text
+    again = run(tmp_path, *two)
+    assert again.returncode == 0 and f"resumed from step {newest}" in again.stdout, again.stderr
+    assert max(steps_saved(tmp_path)) == 12
+
+
 def photos(folder, good, broken=0):
     folder.mkdir()
     for number in range(good):

@@ -8,6 +8,7 @@ from processes import run_in_processes
 from torch import nn
 from torch.nn import functional as F
 
+from vissl_like.distributed import comm
 from vissl_like.models.batch_norm import AllReduceBatchNorm, synchronise_batch_norm
 from vissl_like.utils.errors import UserError
 
@@ -187,3 +188,48 @@ def test_a_subclass_with_the_forward_of_torch_is_taken():
         pass
 
     assert isinstance(synchronise_batch_norm(Named(2), "cpu"), AllReduceBatchNorm)
+
+
+def _grouped(rank, world_size, size):
+    """Rows of the data divided evenly, in the order of the processes."""
+    part = len(DATA) // world_size
+    norm = copy.deepcopy(synchronise_batch_norm(make("plain", 0.1, torch.float32), "cpu", size))  # as a teacher's copy
+    return work(norm, DATA[rank * part : (rank + 1) * part])
+
+
+def check_groups(results, size):
+    """Each group against plain BatchNorm on its joined rows."""
+    part = len(DATA) // len(results)
+    for first in range(0, len(results), size):
+        group = results[first : first + size]
+        expected = work(make("plain", 0.1, torch.float32), DATA[first * part : (first + size) * part])
+        joined = [torch.cat([r[i] for r in group]) for i in (0, 1)] + [sum(r[i] for r in group) for i in (2, 3)]
+        for mine, reference in zip([*joined, *group[-1][4:]], expected, strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def _one_and_two(rank, world_size):
+    return [_grouped(rank, world_size, size) for size in (1, 2)]
+
+
+def test_two_processes_in_groups_of_one_and_of_two():
+    found = run_in_processes(_one_and_two, 2)
+    for position, size in enumerate((1, 2)):
+        check_groups([result[position] for result in found], size)
+    assert not torch.equal(found[0][0][4], found[1][0][4])  # statistics of their own
+
+
+@pytest.mark.slow
+def test_four_processes_in_groups_of_two():
+    found = run_in_processes(_grouped, 4, 2)
+    check_groups(found, 2)
+    assert torch.equal(found[0][4], found[1][4]) and not torch.equal(found[1][4], found[2][4])
+
+
+@pytest.mark.parametrize("act", [False, True])
+def test_on_a_gpu_torch_gets_the_group(monkeypatch, act):
+    monkeypatch.setattr(comm, "active", lambda: True)
+    monkeypatch.setattr(comm, "subgroup", lambda size: f"group of {size}")
+    norms = [synchronise_batch_norm(NormAct(2) if act else nn.BatchNorm2d(2), "cuda", size) for size in (None, 8)]
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert [copy.deepcopy(norm).process_group for norm in norms] == [None, "group of 8"]

@@ -15,6 +15,7 @@ from vissl_like.models.detectors.build import build_detector
 from vissl_like.models.detectors.maps import StageMaps
 from vissl_like.models.detectors.rcnn import region_masks
 from vissl_like.models.trunks.alexnet import AlexNet
+from vissl_like.models.trunks.regnet_y import RegNetY
 from vissl_like.models.trunks.resnet import ResNet
 from vissl_like.models.trunks.timm import TimmTrunk
 from vissl_like.models.trunks.vit import VisionTransformer
@@ -108,6 +109,7 @@ def test_maps_in_one_pass_are_the_trunks_own():
         (trunk(), [1, 2, 3, 4]),
         (TimmTrunk(3, model="test_resnet"), [1, 3, 4]),
         (AlexNet(3, fc_layers=[]), [2, 5]),
+        (RegNetY(3, size="400MF"), [1, 2, 4]),
     ):
         net.eval()
         maps = StageMaps(net, stages, 3)
@@ -279,3 +281,13 @@ def test_mistakes_are_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install \"vissl_like\[detr\]\""):
         detector("detr")
+
+
+def test_a_pyramid_on_a_regnet_and_its_first_stages_frozen():
+    net = RegNetY(3, size="400MF")
+    model = detector("faster_rcnn_fpn", net, freeze_at=2)
+    assert model.backbone.maps.widths == [48, 104, 208, 440]  # the widths of RegNetY-400MF in the paper's model zoo
+    frozen = {
+        name.split(".")[0] + name.split(".")[1] for name, value in net.named_parameters() if not value.requires_grad
+    }
+    assert frozen == {"stem0", "stem1", "trunk_outputblock1"}

@@ -1,14 +1,11 @@
 """RegNetY against the published widths and counts, and against torchvision where it has the same network."""
 
-import copy
-
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torchvision.models import regnet
 
-from vissl_like.models.batch_norm import AllReduceBatchNorm, synchronise_batch_norm
 from vissl_like.models.trunks.regnet_y import RULES, RegNetY, stages
 
 PUBLISHED = {
@@ -112,10 +109,10 @@ def test_torchvision_weights_give_torchvision_features():
 
 
 def test_maps_of_stages():
-    """As torchvision's blocks give them; the last one pooled is the output; checkpointing changes nothing."""
+    """As torchvision's blocks give them; the last one pooled is the output."""
     torch.manual_seed(0)
     reference = torchvision_regnet("400MF").eval()
-    trunk = RegNetY(3, size="400MF", checkpoint_blocks=True).eval()
+    trunk = RegNetY(3, size="400MF").eval()
     reference.fc = nn.Identity()
     trunk.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, 64, 96)
@@ -141,41 +138,3 @@ def test_initial_weights():
     assert grouped.std().item() == pytest.approx((2 / (9 * 440)) ** 0.5, rel=0.05)
     norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
-
-
-def test_checkpointed_blocks_give_the_same_gradients_and_statistics():
-    torch.manual_seed(0)
-    plain = RegNetY(1, size="400MF")
-    saving = RegNetY(1, size="400MF", checkpoint_blocks=True)
-    saving.load_state_dict(plain.state_dict())
-    images = torch.randn(2, 1, 64, 64)
-    for trunk in (plain, saving):
-        trunk(images).square().sum().backward()
-    for (name, expected), got in zip(plain.named_parameters(), saving.parameters(), strict=True):
-        assert got.grad is not None and torch.equal(got.grad, expected.grad), name
-    for (name, expected), got in zip(plain.named_buffers(), saving.buffers(), strict=True):
-        assert torch.equal(got, expected), name
-    assert plain.stem[1].num_batches_tracked == 1
-
-
-def test_checkpointed_blocks_keep_less_and_can_be_gone_through_twice():
-    torch.manual_seed(0)
-    trunk = synchronise_batch_norm(RegNetY(1, size="400MF"), "cpu")
-    images = torch.randn(2, 1, 32, 32)
-    kept = {}
-    for saving in (False, True):
-        trunk.checkpoint_blocks, sizes = saving, []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            features = trunk(images)
-        kept[saving] = sum(sizes)
-    assert kept[True] < kept[False] / 3
-    norm = trunk.trunk_output.block4[5].f.c[1]
-    assert isinstance(norm, AllReduceBatchNorm)
-    before = copy.deepcopy(norm.state_dict())
-    features.sum().backward(retain_graph=True)
-    first = trunk.stem[0].weight.grad.clone()
-    features.sum().backward()
-    torch.testing.assert_close(trunk.stem[0].weight.grad, 2 * first)
-    assert norm.momentum == 0.1
-    for key, value in norm.state_dict().items():
-        assert torch.equal(value, before[key]), key

@@ -17,6 +17,7 @@ from vissl_like.utils.errors import UserError
 
 PATIENCE = datetime.timedelta(days=7)
 _patient: Any = None
+_subgroups: dict[int, tuple[Any, Any]] = {}
 
 
 def active() -> bool:
@@ -50,18 +51,47 @@ def barrier() -> None:
         dist.barrier()
 
 
+def subgroup(size: int) -> Any:
+    """The group of ``size`` neighbouring processes that this one belongs to; None for all processes.
+
+    The first call for a size is made by every process. ``size`` divides the number of processes.
+    """
+    if size == world_size():
+        return None
+    world, group = _subgroups.get(size, (None, None))
+    if world is not dist.group.WORLD:  # groups go with the world that they are part of
+        numbers = list(range(world_size()))
+        group, _ = dist.new_subgroups_by_enumeration(
+            [numbers[first : first + size] for first in range(0, world_size(), size)]
+        )
+        _subgroups[size] = (dist.group.WORLD, group)
+    return group
+
+
 @torch.no_grad()
-def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+def broadcast(tensor: Tensor) -> Tensor:
+    """The main process's tensor, everywhere; shape and dtype are equal on all processes."""
+    if not active():
+        return tensor
+    sent = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(sent, src=0)
+    return sent
+
+
+@torch.no_grad()
+def all_reduce(tensor: Tensor, op: str = "sum", group: Any = None) -> Tensor:
     """Sum, maximum or minimum over processes, without gradient.
 
     Args:
         tensor: any shape, equal on all processes.
         op: ``sum``, ``max`` or ``min``.
+        group: a ``subgroup``; None for all processes.
     """
     if not active():
         return tensor
     reduced = tensor.detach().clone()
-    dist.all_reduce(reduced, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+    kinds = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+    dist.all_reduce(reduced, kinds[op], group=group)
     return reduced
 
 
@@ -69,17 +99,18 @@ class _SumWithGradient(torch.autograd.Function):
     """Sum over processes whose gradient is the sum of the processes' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return all_reduce(tensor)
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return all_reduce(tensor, group=group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return all_reduce(gradient.contiguous())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return all_reduce(gradient.contiguous(), group=ctx.group), None
 
 
-def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
+def all_reduce_with_gradient(tensor: Tensor, group: Any = None) -> Tensor:
     """Sum over processes through which gradients flow; gradients are SUMMED over processes on the way back."""
-    return _SumWithGradient.apply(tensor) if active() else tensor
+    return _SumWithGradient.apply(tensor, group) if active() else tensor
 
 
 @torch.no_grad()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vissl_like.utils.errors import UserError, nearest
+from vissl_like.utils.errors import SettingsError, UserError, nearest
+
+if TYPE_CHECKING:
+    from vissl_like.config.load import LoadedSettings
 
 USER_ERROR = 2
 INTERRUPTED = 130
 _WITH_TOPIC = ("--help", "-h", "--list")
-_PLAIN = ("--show", "--check", "--version")
+_PLAIN = ("--show", "--check", "--estimate", "--version")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +55,12 @@ def _run(arguments: list[str]) -> int:
         return 0
     from vissl_like.config.load import load_settings
 
-    loaded = load_settings(settings)
+    loaded = load_settings(settings) if flag != "--estimate" else _load_without_data(settings)
+    if flag == "--estimate":
+        from vissl_like.engines.estimate import estimate
+
+        print(estimate(loaded).text())
+        return 0
     if flag == "--check":
         from vissl_like.engines.paths import check_paths
 
@@ -65,6 +74,19 @@ def _run(arguments: list[str]) -> int:
     from vissl_like.distributed.launch import launch
 
     return launch(loaded)
+
+
+def _load_without_data(settings: list[str]) -> LoadedSettings:
+    """Checked settings, in which DATA.TRAIN need not be given: an estimate does not read the images."""
+    from vissl_like.config.load import load_settings
+
+    try:
+        return load_settings(settings)
+    except SettingsError as error:
+        key = "DATA.TRAIN.path" if error.problems[0].startswith("DATA.TRAIN.path:") else "DATA.TRAIN"
+        if len(error.problems) > 1 or not error.problems[0].startswith(f"{key}: missing"):
+            raise
+        return load_settings([*settings, f"config.{key}=not_given"])
 
 
 def _about(flag: str | None, topic: str | None, settings: list[str]) -> int:

@@ -18,6 +18,7 @@ from vissl_like.data.transforms.base import ViewTransform
 from vissl_like.data.transforms.center import Center
 from vissl_like.data.transforms.whole import Longest, Squashed
 from vissl_like.distributed import comm
+from vissl_like.distributed.sharding import whole
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.collect import all_unreadable, collect, gather, labels_of, require_rows
 from vissl_like.records import Batch
@@ -94,7 +95,7 @@ def extract_features(
     found: Features | None = None
     failure: str | None = None
     try:
-        with frozen(trunk), untouched_randomness(target):
+        with whole(trunk), frozen(trunk), untouched_randomness(target):
             found = collect(batches, take, dataset, folder, MOST_BYTES // (comm.local_world_size() if sharing else 1))
     except UserError as error:
         if not sharing:

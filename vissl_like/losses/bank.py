@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from vissl_like.distributed import comm
 from vissl_like.losses.base import FeatureSource, Loss, LossContext
 from vissl_like.losses.functional.views import check_views
+from vissl_like.losses.per_rank import StepRows
 from vissl_like.records import Batch, ModelOutput, Progress
 from vissl_like.utils.errors import UserError
 
@@ -50,6 +52,7 @@ class BankLoss(Loss):
         "over from the last epoch have no label)"
     )
     per_rank_buffers = ("bank", "bank_index")
+    per_rank_layout = MappingProxyType({"bank": StepRows(dim=1), "bank_index": StepRows()})
 
     def __init__(
         self,

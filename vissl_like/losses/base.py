@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from vissl_like.losses.per_rank import Layout
 from vissl_like.records import Batch, ModelOutput, Progress
 
 
@@ -73,6 +75,8 @@ class Loss(nn.Module):
         takes_teacher: whether it makes use of a teacher where there is one; a teacher that nobody uses is refused.
         accumulation_note: empty if accumulating gradients over micro-batches equals one big batch, else why not.
         per_rank_buffers: names of buffers that differ between processes (queues, banks); saved once per process.
+        per_rank_layout: for each of these, how its rows follow from the images that a process has (``per_rank``); with
+            it a run can be resumed with another number of processes, without it that is refused.
 
     Attributes:
         teacher_views: positions of the views that the teacher is to see.
@@ -87,6 +91,7 @@ class Loss(nn.Module):
     takes_teacher = False
     accumulation_note = ""
     per_rank_buffers: tuple[str, ...] = ()
+    per_rank_layout: Mapping[str, Layout] = MappingProxyType({})
     teacher_views: tuple[int, ...] = (0, 1)
 
     def before_epoch(self, source: FeatureSource, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from vissl_like.clustering.sinkhorn import sinkhorn
 from vissl_like.losses.base import Loss, LossContext
 from vissl_like.losses.functional.swapped import swapped_cross_entropy
 from vissl_like.losses.functional.views import check_views
+from vissl_like.losses.per_rank import RowCount, StepRows
 from vissl_like.records import Batch, ModelOutput, Progress
 from vissl_like.registry import LOSSES
 from vissl_like.utils.errors import UserError
@@ -44,6 +46,7 @@ class SwAVLoss(Loss):
         "sees micro-batches; a queue makes up for most of it"
     )
     per_rank_buffers = ("queue", "queue_rows")
+    per_rank_layout = MappingProxyType({"queue": StepRows(dim=1, newest_first=True), "queue_rows": RowCount()})
 
     def __init__(
         self,

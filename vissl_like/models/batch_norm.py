@@ -1,9 +1,12 @@
-"""BatchNorm whose statistics span all processes: torch's on GPU, an all-reduce version of the same layout on CPU.
+"""BatchNorm whose statistics span processes: torch's on GPU, an all-reduce version of the same layout on CPU.
 
-A layer that does more than normalise keeps what follows: timm's BatchNormAct2d drops and activates in the same module.
+They span all processes, or each group of so many neighbours (``group_size``). A layer that does more than normalise
+keeps what follows: timm's BatchNormAct2d drops and activates in the same module.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +21,16 @@ _AFTER_NORM = {"drop", "act"}
 
 
 class AllReduceBatchNorm(_BatchNorm):
-    """BatchNorm over the joined batch of all processes, on any device and for inputs ``[n, C]`` or ``[n, C, ...]``.
+    """BatchNorm over the joined batch of processes, on any device and for inputs ``[n, C]`` or ``[n, C, ...]``.
 
     torch's SyncBatchNorm refuses CPU tensors in training; state-dict keys are the same. Mean first, then centred
     variance (two collectives), so that the result equals one process on the joined batch to rounding.
+
+    Attributes:
+        group_size: processes whose batches are joined; None for all.
     """
+
+    group_size: int | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -30,18 +38,19 @@ class AllReduceBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised input of the same shape and dtype; statistics in float32, or in float64 where the input is."""
-        if not (self.training and comm.active()):
+        if not (self.training and comm.active()) or self.group_size == 1:
             return super().forward(input)
         self._check_input_dim(input)
+        group = None if self.group_size is None else comm.subgroup(self.group_size)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         rows = x.new_tensor([float(x.numel() // x.shape[1])])
-        joined = comm.all_reduce_with_gradient(torch.cat([x.sum(axes), rows]))
+        joined = comm.all_reduce_with_gradient(torch.cat([x.sum(axes), rows]), group)
         count = joined[-1].detach()
         mean = joined[:-1] / count
         centred = x - mean.view(shape)
-        variance = comm.all_reduce_with_gradient(centred.square().sum(axes)) / count
+        variance = comm.all_reduce_with_gradient(centred.square().sum(axes), group) / count
         self._track(mean.detach(), variance.detach(), count)
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
@@ -63,6 +72,25 @@ class AllReduceBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
+class TorchSyncBatchNorm(nn.SyncBatchNorm):
+    """torch's SyncBatchNorm, which asks for its group when it needs it: a layer that holds one cannot be copied.
+
+    Attributes:
+        group_size: processes whose batches are joined; None for all.
+    """
+
+    group_size: int | None = None
+
+    @property
+    def process_group(self) -> Any:
+        """torch's name for the group; None for all processes."""
+        return comm.subgroup(self.group_size) if self.group_size is not None and comm.active() else None
+
+    @process_group.setter
+    def process_group(self, given: Any) -> None:
+        """torch's constructor sets None."""
+
+
 class _DropAndAct(nn.Module):
     """Mixed in before a BatchNorm class: norm, then ``drop``, then ``act``, as timm's BatchNormAct2d does."""
 
@@ -78,12 +106,12 @@ class AllReduceBatchNormAct(_DropAndAct, AllReduceBatchNorm):
     """AllReduceBatchNorm followed by the modules ``drop`` and ``act``, which the conversion sets."""
 
 
-class SyncBatchNormAct(_DropAndAct, nn.SyncBatchNorm):
+class SyncBatchNormAct(_DropAndAct, TorchSyncBatchNorm):
     """torch's SyncBatchNorm followed by the modules ``drop`` and ``act``, which the conversion sets."""
 
 
-def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
-    """Replaces every BatchNorm of ``module`` by one that spans all processes; layers that span them already stay.
+def synchronise_batch_norm(module: nn.Module, device_type: str, group_size: int | None = None) -> nn.Module:
+    """Replaces every BatchNorm of ``module`` by one that spans processes; layers that span them already stay.
 
     Parameters, buffers, state-dict keys, training mode, and a layer's ``drop`` and ``act`` are kept: the very same
     objects, so device, dtype and frozen parameters too. Hooks on a replaced layer are not.
@@ -91,6 +119,7 @@ def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
     Args:
         module: changed in place; a BatchNorm itself is replaced by the result.
         device_type: where it will run: ``cuda`` takes torch's SyncBatchNorm, all else AllReduceBatchNorm.
+        group_size: so many neighbouring processes join their batches, a divisor of their number; None for all.
 
     Raises:
         UserError: a BatchNorm class computes something else than norm, or norm, drop and act. Nothing is changed then.
@@ -99,7 +128,11 @@ def synchronise_batch_norm(module: nn.Module, device_type: str) -> nn.Module:
     for name, child in module.named_modules():
         if isinstance(child, _BatchNorm) and not isinstance(child, spanning):
             _check_known(name, child)
-    return _convert(module, device_type, spanning, {})
+    converted = _convert(module, device_type, spanning, {})
+    for norm in converted.modules():
+        if group_size is not None and isinstance(norm, (AllReduceBatchNorm, TorchSyncBatchNorm)):
+            norm.group_size = group_size
+    return converted
 
 
 def _convert(
@@ -121,7 +154,7 @@ def _replacement(old: _BatchNorm, device_type: str) -> _BatchNorm:
     """The layer that spans processes, with the old one's parameters and buffers; its children are yet to be set."""
     kind: type[_BatchNorm] = AllReduceBatchNormAct if old._modules else AllReduceBatchNorm
     if device_type == "cuda":
-        kind = SyncBatchNormAct if old._modules else nn.SyncBatchNorm
+        kind = SyncBatchNormAct if old._modules else TorchSyncBatchNorm
     # Made without parameters and buffers: the old ones are put in their places.
     new = kind(old.num_features, old.eps, old.momentum, affine=False, track_running_stats=False)
     new.affine, new.track_running_stats = old.affine, old.track_running_stats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +68,27 @@ class PlainConvNet(nn.Module):
                 stride *= step if isinstance(step, int) else step[0]
         return tuple(found)
 
-    def stage_map(self, images: Tensor, stages: int) -> Tensor:
-        """The map after the first convolutions, each with its ReLU: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``.
+    def stage_maps(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Maps after some convolutions, each with its ReLU: ``[n, C, H, W] -> [n, D, H / stride, W / stride]`` each.
+
+        Args:
+            images: ``[n, C, H, W]``.
+            stages: increasing, from 1.
 
         Raises:
             UserError: the images are too small to leave a map.
         """
         ends = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.ReLU)]
-        return self.features[: ends[stages - 1] + 1](self._front(images))
+        x, begin, maps = self._front(images), 0, []
+        for stage in stages:
+            x = self.features[begin : ends[stage - 1] + 1](x)
+            begin = ends[stage - 1] + 1
+            maps.append(x)
+        return maps
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The map after the first convolutions; see ``stage_maps``."""
+        return self.stage_maps(images, [stages])[0]
 
     def forward_map(self, images: Tensor) -> Tensor:
         """The last feature map before pooling to ``side``: ``[n, C, H, W] -> [n, F, h, w]``.

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
+from vissl_like.distributed.sharding import whole_norms
 from vissl_like.optimizers.groups import decay_groups
 from vissl_like.optimizers.momentum import FusedSGD
 from vissl_like.registry import OPTIMIZERS
@@ -52,9 +54,12 @@ class LARC(FusedSGD):
         """Rescales the gradients in place, then takes one step of SGD. No value is brought to the host."""
         decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._rescale(parameter, group["weight_decay"], group["lr"])
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if moving:
+                gradients = [parameter.grad for parameter in moving if parameter.grad is not None]
+                norms = whole_norms([*moving, *gradients], [*moving, *moving]).chunk(2)
+                for parameter, weight_norm, gradient_norm in zip(moving, *norms, strict=True):
+                    self._rescale(parameter, weight_norm, gradient_norm, group["weight_decay"], group["lr"])
             group["weight_decay"] = 0.0  # the rescaled gradient has it: SGD must not decay again
         try:
             return super().step(closure)
@@ -62,10 +67,11 @@ class LARC(FusedSGD):
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
 
-    def _rescale(self, parameter: Parameter, decay: float, lr: float) -> None:
+    def _rescale(
+        self, parameter: Parameter, weight_norm: Tensor, gradient_norm: Tensor, decay: float, lr: float
+    ) -> None:
         gradient = parameter.grad
         assert gradient is not None
-        weight_norm, gradient_norm = parameter.norm(), gradient.norm()
         ratio = self.trust * weight_norm / (gradient_norm + decay * weight_norm + self.eps)
         if self.clip:
             # At lr 0 (first warm-up step) the update is zero whatever the factor: torch.clamp turns x / 0 into 1.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from vissl_like.distributed.sharding import whole_norms
 from vissl_like.optimizers.groups import decay_groups
 from vissl_like.registry import OPTIMIZERS
 from vissl_like.utils.kinds import Fraction, NonNegative, Positive
@@ -28,6 +29,8 @@ class LARS(torch.optim.Optimizer):
         weight_decay: L2 pull towards zero, inside the scaling; never on one-dimensional tensors
         trust: trust coefficient eta (0.001)
     """
+
+    works_on_shards = True
 
     def __init__(
         self,
@@ -80,8 +83,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 def _scaled_updates(parameters: list[Tensor], decay: float, trust: float) -> list[Tensor]:
     """``(gradient + decay * w)`` times ``trust * |w| / |gradient + decay * w|``, tensor by tensor."""
     updates = list(torch._foreach_add(_gradients(parameters), parameters, alpha=decay))
-    weight_norms = torch.stack(list(torch._foreach_norm(parameters)))
-    update_norms = torch.stack(list(torch._foreach_norm(updates)))
+    weight_norms, update_norms = whole_norms([*parameters, *updates], [*parameters, *parameters]).chunk(2)
     applies = (weight_norms > 0) & (update_norms > 0)
     # Division by zero gives infinities only where they are thrown away.
     factors = torch.where(applies, trust * weight_norms / update_norms, 1.0)

@@ -14,7 +14,12 @@ class FusedSGD(torch.optim.SGD):
     torch's fused form takes a momentum buffer for every parameter or for none, and fails when a frozen parameter gets
     its first gradient after the others. A buffer of zeros in its place gives the same first step (0 * momentum +
     gradient).
+
+    Attributes:
+        works_on_shards: whether a step is right on some rows of a tensor, too.
     """
+
+    works_on_shards = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -37,9 +37,11 @@ from vissl_like.trainer.parts import Parts
 from vissl_like.trainer.precision import Precision, bf16_supported
 from vissl_like.trainer.rng import seed_everything
 from vissl_like.trainer.run import Run
+from vissl_like.trainer.sharding import FullySharded
 from vissl_like.trainer.signals import StopSignals
 from vissl_like.trainer.step import TrainStep
 from vissl_like.utils.environment import available_cores
+from vissl_like.utils.errors import UserError
 
 MAY_CHANGE_ON_RESUME = (
     "OUTPUT_DIR",
@@ -62,6 +64,7 @@ MAY_CHANGE_ON_RESUME = (
     "TRAIN.non_finite",
     "TRAIN.max_skipped_updates",
     "MODEL.WEIGHTS*",
+    "MODEL.ACTIVATION_CHECKPOINTING",
 )
 """Settings that a resumed run may have different without changing what it computes."""
 
@@ -95,12 +98,16 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
     loss = build_loss(settings, plan, model, transform.num_views, device)
     teacher = None if settings.MODEL.TEACHER is None else build(TEACHERS, settings.MODEL.TEACHER, model)
     check_teacher(model, teacher)
-    wrapped = wrap(model, device)
+    wrapped = wrap(model, teacher, device, settings.DISTRIBUTED.sharding, plan.precision)
     backbone = backbone_of(settings, model, teacher)
-    optimizer = build(OPTIMIZERS, settings.OPTIMIZER, list(model.named_parameters()), plan.peak_lr)
+    sharded = isinstance(wrapped, FullySharded)
+    named_parameters = wrapped.own_parameters() if sharded else list(model.named_parameters())  # type: ignore[operator]
+    optimizer = build(OPTIMIZERS, settings.OPTIMIZER, named_parameters, plan.peak_lr)
+    if sharded:
+        check_optimizer(optimizer, settings.OPTIMIZER.name)
     schedules = build_schedules(settings, plan, optimizer)
     normalise = Normalise(dataset.mean, dataset.std, device, plan.channels_last)
-    precision = Precision(plan.precision, device.type)
+    precision = Precision(plan.precision, device.type, keep_casts=not sharded)  # kept casts would be whole weights
     limit = settings.TRAIN.clip_norm
     clip = None if limit is None else Clipping(limit, each_tensor=settings.TRAIN.clip == "tensor")
     step = TrainStep(model, wrapped, loss, optimizer, schedules, precision, normalise, clip, teacher)
@@ -155,6 +162,20 @@ def build_loss(settings: Any, plan: Plan, model: SSLModel, num_views: int, devic
         seed=settings.SEED,
     )
     return build(LOSSES, settings.LOSS, context).to(device)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """An optimizer of a sharded run has some rows of each tensor only.
+
+    Raises:
+        UserError: it does not say that this is all it needs.
+    """
+    if type(optimizer) is not torch.optim.AdamW and not getattr(optimizer, "works_on_shards", False):
+        raise UserError(
+            f"DISTRIBUTED.sharding = full: the optimizer {name!r} does not say that it is right on some rows of a "
+            "tensor. Allowed are adamw, sgd, larc, lars, and classes with works_on_shards = True: all they do is "
+            "element by element, or takes norms from distributed.sharding.whole_norms. Or set sharding to none."
+        )
 
 
 def build_schedules(settings: Any, plan: Plan, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -263,6 +284,12 @@ def _banner(
         ("Measured, kept", "the teacher's trunk" if taught else "the trained trunk"),
         ("Trivial loss", f"{trivial:.4f} (a loss that stays here means collapse)" if trivial is not None else "none"),
     ]
+    if settings.DISTRIBUTED.sharding == "full":
+        held = f"each of {plan.world_size} processes holds its rows of the weights, gradients and optimizer state"
+        rows.append(("Sharding", held if comm.active() else "full was asked for; one process has nothing to divide"))
+    if settings.MODEL.SYNC_BATCH_NORM_GROUP is not None:
+        joined = f"statistics of {settings.MODEL.SYNC_BATCH_NORM_GROUP} neighbouring processes each"
+        rows.append(("BatchNorm", joined if comm.active() else "one process: its SYNC_BATCH_NORM_GROUP is itself"))
     if plan.accumulation > 1 and loss.accumulation_note:
         rows.append(("Accumulation", f"not the same as one big batch: {loss.accumulation_note}"))
     return rows + [("Remark", text) for text in loss.advice()]

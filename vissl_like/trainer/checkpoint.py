@@ -1,7 +1,8 @@
 """Checkpoints: one folder a step, complete or absent, with a plain backbone file inside.
 
 ``OUTPUT_DIR/checkpoints/step_00001200/`` holds ``state.pt`` (weights, optimizer, scaler, hooks), ``rank_00000.pt`` per
-process (random state, queues and other buffers that differ per process), ``backbone.safetensors`` + ``backbone.json``
+process (random state, queues and other buffers that differ per process), in a sharded run ``shard_00000.safetensors``
+per process (see ``sharded_state``), ``backbone.safetensors`` + ``backbone.json``
 (the trunk alone, with what is needed to use it elsewhere) and ``manifest.json`` (sizes and digests of the others, the
 settings, the metrics). A folder is written under a temporary name and renamed when everything is on disk.
 """
@@ -74,6 +75,7 @@ class CheckpointStore:
         backbone: dict[str, Tensor],
         record: dict[str, Any],
         manifest: dict[str, Any],
+        shards: dict[str, Tensor] | None = None,
     ) -> Path | None:
         """Writes one checkpoint; called by all processes.
 
@@ -84,10 +86,11 @@ class CheckpointStore:
         if comm.broadcast_object(final.is_dir() if comm.is_main() else None):
             return final
         temporary = self.folder / f".step_{step:08d}.tmp"
-        error = self._attempt(lambda: self._write(temporary, common, per_rank, backbone, record))
+        error = self._attempt(lambda: self._write(temporary, common, per_rank, backbone, record, shards))
         errors = [text for text in comm.all_gather_object(error) if text]
         if not errors and comm.is_main():
-            error = self._attempt(lambda: self._publish(temporary, final, step, manifest))
+            facts = manifest if shards is None else {"shards": comm.world_size(), **manifest}
+            error = self._attempt(lambda: self._publish(temporary, final, step, facts))
             errors = [error] if error else []
         errors = comm.broadcast_object(errors)
         if errors:
@@ -132,12 +135,16 @@ class CheckpointStore:
         per_rank: dict[str, Any],
         backbone: dict[str, Tensor],
         record: dict[str, Any],
+        shards: dict[str, Tensor] | None,
     ) -> None:
+        from safetensors.torch import save
+
         temporary.mkdir(parents=True, exist_ok=True)
         write_flushed(temporary / f"rank_{comm.rank():05d}.pt", _serialised(per_rank))
+        if shards is not None:
+            rows = {name: value.detach().cpu().contiguous() for name, value in shards.items()}
+            write_flushed(temporary / shard_name(comm.rank()), save(rows))
         if comm.is_main():
-            from safetensors.torch import save
-
             write_flushed(temporary / "state.pt", _serialised(common))
             plain = {key: value.detach().cpu().contiguous() for key, value in backbone.items()}
             text: dict[str, str] = {key: str(record[key]) for key in ("arch", "method", "step") if key in record}
@@ -147,6 +154,7 @@ class CheckpointStore:
     def _publish(self, temporary: Path, final: Path, step: int, manifest: dict[str, Any]) -> None:
         names = {"state.pt", "backbone.safetensors", "backbone.json"}
         names |= {f"rank_{rank:05d}.pt" for rank in range(comm.world_size())}
+        names |= {shard_name(rank) for rank in range(manifest.get("shards", 0))}
         for stray in temporary.iterdir():  # left by a run with more processes that was killed while writing
             if stray.name not in names:
                 stray.unlink()
@@ -159,6 +167,7 @@ class CheckpointStore:
         flush_folder(temporary)
         temporary.rename(final)
         flush_folder(self.folder)
+        flush_folder(self.folder.parent)  # the first checkpoint has made the folder of all
 
     def _attempt(self, action: Callable[[], None]) -> str | None:
         try:
@@ -219,7 +228,11 @@ def inspect_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any]]:
         world_size = manifest["world_size"]
         if not isinstance(world_size, int) or not 1 <= world_size <= len(manifest["files"]):
             return f"manifest.json counts {world_size!r} processes", manifest
-        absent = sorted({"state.pt", *(f"rank_{rank:05d}.pt" for rank in range(world_size))} - manifest["files"].keys())
+        shards = manifest.get("shards", 0)
+        if shards not in (0, world_size):
+            return f"manifest.json counts {shards!r} shards of {world_size} processes", manifest
+        needed = {"state.pt", *(f"rank_{rank:05d}.pt" for rank in range(world_size))}
+        absent = sorted((needed | {shard_name(rank) for rank in range(shards)}) - manifest["files"].keys())
         if absent:
             return f"manifest.json does not name {', '.join(absent[:3])}", manifest
         for name, facts in manifest["files"].items():
@@ -237,21 +250,34 @@ def inspect_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any]]:
     return None, manifest
 
 
-def load_states(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_states(
+    checkpoint: Checkpoint, reshard: Callable[[Checkpoint], dict[str, Any]] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(common, per_rank)`` states of this process.
 
+    Args:
+        checkpoint: to be read; its digests are checked by now.
+        reshard: gives the second where the checkpoint was made by another number of processes (``resharding``).
+
     Raises:
-        UserError: the checkpoint was made by another number of processes.
+        UserError: it was, and there is no ``reshard``; or what that raises.
     """
     saved = int(checkpoint.manifest["world_size"])
-    if saved != comm.world_size():
+    if saved != comm.world_size() and reshard is None:
         raise UserError(
             f"{checkpoint.folder} was written by {saved} processes, this run has {comm.world_size()}: queues and "
             f"random states belong to processes. Start with DISTRIBUTED.processes={saved}, or a new OUTPUT_DIR with "
             f"MODEL.WEIGHTS.path={checkpoint.backbone}."
         )
     read = lambda name: torch.load(checkpoint.folder / name, map_location="cpu", weights_only=True)  # noqa: E731
+    if saved != comm.world_size() and reshard is not None:
+        return read("state.pt"), reshard(checkpoint)
     return read("state.pt"), read(f"rank_{comm.rank():05d}.pt")
+
+
+def shard_name(rank: int) -> str:
+    """The file with a process's rows of divided tensors."""
+    return f"shard_{rank:05d}.safetensors"
 
 
 def wall_clock() -> str:

@@ -12,11 +12,14 @@ from torch import nn
 from vissl_like.config import Plan
 from vissl_like.distributed import comm
 from vissl_like.models.batch_norm import AllReduceBatchNorm, synchronise_batch_norm
+from vissl_like.models.recompute import recompute_blocks
 from vissl_like.models.ssl_model import SSLModel
 from vissl_like.models.teachers.base import Teacher
 from vissl_like.models.weights import fitting_names, load_weights
 from vissl_like.registry import HEADS
 from vissl_like.trainer.components import build, build_trunk
+from vissl_like.trainer.sharded_state import load_into
+from vissl_like.trainer.sharding import FullySharded, shard
 from vissl_like.utils.errors import UserError
 
 
@@ -38,17 +41,63 @@ def build_model(
             allow_unused=list(weights.allow_unused),
         )
         text = f"{report} ({'trunk' if trunk_only else 'trunk and head'})"
-    sync = settings.MODEL.SYNC_BATCH_NORM
-    if (comm.world_size() > 1 if sync == "auto" else sync) and comm.active():
-        model = synchronise_batch_norm(model, device.type)  # type: ignore[assignment]
+    group_size = _norm_group(settings)
+    if settings.MODEL.SYNC_BATCH_NORM and comm.active():
+        model = synchronise_batch_norm(model, device.type, group_size)  # type: ignore[assignment]
+    if settings.MODEL.ACTIVATION_CHECKPOINTING:
+        recompute_blocks(model.trunk)
     memory_format = torch.channels_last if plan.channels_last else torch.contiguous_format
     return model.to(device).to(memory_format=memory_format), text
 
 
-def wrap(model: SSLModel, device: torch.device) -> nn.Module:
-    """The model as it is in one process, data-parallel in several (gradients averaged over processes)."""
+def _norm_group(settings: Any) -> int | None:
+    """Processes that share BatchNorm statistics, None for all; their groups are made here, by all processes.
+
+    Raises:
+        UserError: the setting contradicts another one or the number of processes.
+    """
+    size, world = settings.MODEL.SYNC_BATCH_NORM_GROUP, comm.world_size()
+    if size is None or not comm.active():
+        return None
+    if not settings.MODEL.SYNC_BATCH_NORM:
+        raise UserError(
+            f"MODEL.SYNC_BATCH_NORM_GROUP = {size} and MODEL.SYNC_BATCH_NORM = false: statistics are either shared in "
+            "groups or not at all. Leave one of the two out."
+        )
+    if world % size:
+        fitting = [number for number in range(1, world + 1) if world % number == 0]
+        raise UserError(
+            f"MODEL.SYNC_BATCH_NORM_GROUP = {size} does not divide the {world} processes: some would be left over. "
+            f"Allowed are {', '.join(map(str, fitting))}, or null for all."
+        )
+    comm.subgroup(size)
+    return size
+
+
+def wrap(model: SSLModel, teacher: Teacher | None, device: torch.device, sharding: str, precision: str) -> nn.Module:
+    """The model as it is in one process, in several data-parallel or divided (gradients averaged over processes).
+
+    Args:
+        model: on its device; divided in place.
+        teacher: divided like the model.
+        device: where both are.
+        sharding: DISTRIBUTED.sharding; without effect in one process.
+        precision: fp32, bf16 or fp16.
+
+    Raises:
+        UserError: the precision does not go with sharding.
+    """
     if not comm.active():
         return model
+    if sharding == "full":
+        if precision == "fp16":
+            raise UserError(
+                "DISTRIBUTED.sharding = full with TRAIN.precision = fp16: the scale of the loss would differ between "
+                "processes. Allowed are bf16 and fp32, or sharding none."
+            )
+        for network in () if teacher is None else teacher.children():
+            shard(network, device)  # type: ignore[arg-type]
+        return FullySharded(model, device, same_buffers=_has_local_norm(model))
     devices = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_buffer_sync(model))  # type: ignore[arg-type]
 
@@ -71,15 +120,19 @@ def check_teacher(model: SSLModel, teacher: Teacher | None) -> None:
     """
     if teacher is not None and comm.active() and _has_local_norm(model):
         raise UserError(
-            "MODEL.SYNC_BATCH_NORM = false, with a teacher and several processes: the teacher would have other "
-            "statistics on every process. Leave it at auto."
+            "MODEL.SYNC_BATCH_NORM = false or a SYNC_BATCH_NORM_GROUP smaller than all processes, with a teacher: it "
+            "would have other statistics on every process. Leave them at auto and null."
         )
 
 
 def _has_local_norm(model: SSLModel) -> bool:
-    """Whether some BatchNorm takes statistics of this process's images only."""
+    """Whether some BatchNorm takes statistics of the images of some processes only."""
     spanning = (AllReduceBatchNorm, nn.SyncBatchNorm)
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, spanning) for m in model.modules())
+    return any(
+        not isinstance(norm, spanning) or getattr(norm, "group_size", None) not in (None, comm.world_size())
+        for norm in model.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    )
 
 
 def resume_teacher(teacher: Teacher, student: SSLModel, state: dict[str, Any], say: Callable[[str, str], None]) -> None:
@@ -97,7 +150,7 @@ def resume_teacher(teacher: Teacher, student: SSLModel, state: dict[str, Any], s
             "the checkpoint's teacher is of another kind than MODEL.TEACHER: name the one that the run was begun with, "
             "or begin a new run"
         )
-    teacher.load_state_dict(state)
+    load_into(teacher, state)
 
 
 def backbone_of(settings: Any, model: SSLModel, teacher: Teacher | None) -> SSLModel:

@@ -39,8 +39,11 @@ class NonFinitePolicy:
         indices = run.last_batch.index.tolist() if run.last_batch is not None else []
         told = comm.all_gather_object((report.non_finite, indices))  # first of all: every process must get here
         names = list(dict.fromkeys(name for found, _ in told for name in found))
-        ranks = [rank for rank, (found, _) in enumerate(told) if found]
-        indices = [index for found, batch in told if found for index in batch]
+        # Gradients are averaged over processes, so a bad one makes all bad; loss parts tell which process it was.
+        names.sort(key=lambda name: name.startswith("gradient"))
+        own = [any(not name.startswith("gradient") for name in found) for found, _ in told]
+        ranks = [rank for rank, (found, _) in enumerate(told) if (own[rank] if any(own) else found)]
+        indices = [index for rank in ranks for index in told[rank][1]]
         scaler = run.parts.step.precision.scaler
         gradients_only = all(name.startswith("gradient") for name in names)
         if scaler.is_enabled() and gradients_only and scaler.get_scale() >= 1:

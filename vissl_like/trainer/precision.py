@@ -23,13 +23,15 @@ class Precision:
     Args:
         kind: ``fp32``, ``bf16`` or ``fp16`` (fp16 scales the loss; losses themselves always compute in float32).
         device_type: ``cpu`` or ``cuda``.
+        keep_casts: weights in the low format are kept from one use to the next within a forward pass.
     """
 
-    def __init__(self, kind: str, device_type: str):
-        self.kind, self.device_type = kind, device_type
+    def __init__(self, kind: str, device_type: str, keep_casts: bool = True):
+        self.kind, self.device_type, self.keep_casts = kind, device_type, keep_casts
         self.dtype = _DTYPES[kind]
         self.scaler = torch.amp.GradScaler(device_type, enabled=kind == "fp16")
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of the forward pass."""
-        return torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None)
+        on = self.dtype is not None
+        return torch.autocast(self.device_type, self.dtype, enabled=on, cache_enabled=self.keep_casts)

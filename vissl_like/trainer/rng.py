@@ -17,6 +17,15 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(value)
 
 
+def new_rng_state(seed: int, step: int, rank: int) -> dict[str, Any]:
+    """State of streams that are a function of the three; for a run resumed where saved states do not fit.
+
+    It also becomes this process's state.
+    """
+    seed_everything(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]), rank)
+    return rng_state()
+
+
 def rng_state() -> dict[str, Any]:
     """States as tensors, numbers and tuples only, so that they load without running code."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

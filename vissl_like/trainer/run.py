@@ -14,13 +14,16 @@ from torch import nn
 
 from vissl_like.compat.classy import ClassyTask
 from vissl_like.distributed import comm, watchdog
+from vissl_like.distributed.sharding import whole_state
 from vissl_like.hooks.base import Event
 from vissl_like.records import Batch, Progress
 from vissl_like.trainer.between_epochs import EpochFeatures, StoppedBetweenEpochs
 from vissl_like.trainer.checkpoint import Checkpoint, load_states, wall_clock
 from vissl_like.trainer.network import resume_teacher
 from vissl_like.trainer.parts import Parts
+from vissl_like.trainer.resharding import Resharding
 from vissl_like.trainer.rng import restore_rng_state, rng_state
+from vissl_like.trainer.sharded_state import load_into, put_together, take_out
 from vissl_like.trainer.step import StepReport
 from vissl_like.utils.errors import UserError
 
@@ -115,7 +118,9 @@ class Run(ClassyTask):
             "dataset_size": self.plan.dataset_size,
             "precision": self.plan.precision,
         }
-        path = self.parts.store.save(step, common, per_rank, self.trunk.state_dict(), record, manifest)
+        common, shards = take_out(common, self.optimizer)
+        backbone = whole_state(self.trunk.state_dict())
+        path = self.parts.store.save(step, common, per_rank, backbone, record, manifest, shards)
         if path is not None:
             self._saved_at = step
             self.emit("checkpoint", path=str(path), reason=reason)
@@ -150,8 +155,10 @@ class Run(ClassyTask):
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Takes up where a checkpoint left off; called by all processes."""
-        common, per_rank = load_states(checkpoint)
-        self.model.load_state_dict(common["model"])
+        resharding = Resharding(self.loss, self.plan, self.settings.SEED)
+        common, per_rank = load_states(checkpoint, resharding)
+        common = put_together(common, checkpoint, self.model, self.parts.teacher, self.optimizer)
+        load_into(self.model, common["model"])
         chosen = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
@@ -168,6 +175,8 @@ class Run(ClassyTask):
         self.set_classy_state(common)
         self.resumed_from = self._saved_at = self.progress.step
         restore_rng_state(per_rank["rng"])
+        if int(checkpoint.manifest["world_size"]) != self.plan.world_size:
+            self.say(*resharding.describe(checkpoint))
 
     def on_start(self) -> None:
         """Makes the loader for the rest of the run (its workers start with the first step) and tells the hooks."""

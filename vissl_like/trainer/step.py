@@ -15,7 +15,7 @@ from vissl_like.losses.base import Loss
 from vissl_like.models.ssl_model import SSLModel
 from vissl_like.models.teachers.base import Teacher
 from vissl_like.records import Batch, ModelOutput, Progress
-from vissl_like.trainer.clipping import Clipping
+from vissl_like.trainer.clipping import Clipping, total_norm
 from vissl_like.trainer.precision import Precision
 
 
@@ -57,7 +57,7 @@ class TrainStep:
 
     Args:
         model: trunk and head.
-        wrapped: ``model``, or its data-parallel wrapper.
+        wrapped: ``model``, or its data-parallel or sharding wrapper.
         loss: the objective.
         optimizer: this class sets its ``lr`` and, if scheduled, the ``weight_decay`` of groups marked ``decayed``.
         schedules: ``lr`` and, if wanted, ``weight_decay`` -> function of progress.
@@ -82,6 +82,10 @@ class TrainStep:
         self.model, self.wrapped, self.loss, self.optimizer = model, wrapped, loss, optimizer
         self.schedules, self.precision, self.normalise, self.clip = schedules, precision, normalise, clip
         self.teacher = teacher
+        # Divided over processes, the optimizer has this process's rows under the same names.
+        own = getattr(wrapped, "own_parameters", None)
+        self._named = list(model.named_parameters()) if own is None else own()
+        self._finish_backward = getattr(wrapped, "finish_backward", None)
         # BatchNorm's running statistics change in the forward; a skipped step must not leave an infinity in them.
         self._buffers = [*model.buffers(), *(teacher.buffers() if teacher is not None else ())]
         self._kept = [buffer.clone() for buffer in self._buffers]
@@ -101,6 +105,8 @@ class TrainStep:
                 self.precision.scaler.scale(parts["loss"] / len(micro_batches)).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / len(micro_batches)
+        if self._finish_backward is not None:
+            self._finish_backward()
         self.precision.scaler.unscale_(self.optimizer)
         report = self._update(sums, progress, lr)
         report.images = sum(len(batch) for batch in micro_batches) * comm.world_size()
@@ -130,14 +136,14 @@ class TrainStep:
         return output, self.loss(output, batch, progress)
 
     def _update(self, sums: dict[str, Tensor], progress: Progress, lr: float) -> StepReport:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=None)
+        parameters = [parameter for _, parameter in self._named]
+        norm = total_norm(parameters)
         values = torch.stack([*sums.values(), norm])
         finite = bool(comm.all_reduce(torch.isfinite(values).float(), "min").min())
         values = comm.all_reduce(values) / comm.world_size()
         if finite:
             if self.clip is not None:
-                self.clip(self.model.parameters(), norm)
+                self.clip(parameters, norm)
             self.model.head.before_update(progress)
             self.precision.scaler.step(self.optimizer)
             self.loss.after_update(progress)
@@ -149,6 +155,7 @@ class TrainStep:
         non_finite = [] if finite else self._non_finite_names(sums)
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         parts = dict(zip(sums, values[:-1].tolist(), strict=True))
         return StepReport(
             loss=parts["loss"],
@@ -163,11 +170,9 @@ class TrainStep:
     def _non_finite_names(self, sums: dict[str, Tensor]) -> list[str]:
         """Loss parts, weights, then gradients (first ten of each) that are not finite on this process."""
         parts = [f"loss part {name}" for name, value in sums.items() if not torch.isfinite(value)]
-        weights = [f"weight {n}" for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        weights = [f"weight {n}" for n, p in self._named if not torch.isfinite(p).all()]
         gradients = [
-            f"gradient of {n}"
-            for n, p in self.model.named_parameters()
-            if p.grad is not None and not torch.isfinite(p.grad).all()
+            f"gradient of {n}" for n, p in self._named if p.grad is not None and not torch.isfinite(p.grad).all()
         ]
         return parts + weights[:10] + gradients[:10]
 

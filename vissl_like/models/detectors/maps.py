@@ -12,9 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from vissl_like.models.plain_convnet import PlainConvNet
-from vissl_like.models.trunks.resnet import ResNet
-from vissl_like.models.trunks.timm import TimmTrunk
 from vissl_like.utils.errors import UserError
 
 LEVELS = (4, 8, 16, 32)
@@ -25,7 +22,7 @@ class StageMaps(nn.Module):
     """The maps after some stages of a trunk: ``[n, C, H, W] -> [[n, D, H / stride, W / stride], ...]``.
 
     Args:
-        trunk: a resnet, timm, alexnet or vgg trunk.
+        trunk: with ``stage_maps(images, stages)`` and the ``strides`` of its stages.
         stages: increasing, counted from 1.
         channels: of the images.
 
@@ -45,15 +42,8 @@ class StageMaps(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps, from fine to coarse."""
-        trunk: Any = self.trunk
-        if isinstance(trunk, TimmTrunk):
-            net: Any = trunk.net
-            indices = [stage - 1 for stage in self.stages]
-            return list(net.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True))
-        maps = [trunk.stage_map(images, self.stages[0])]
-        for before, stage in zip(self.stages, self.stages[1:]):
-            maps.append(_further(trunk, maps[-1], before, stage))
-        return maps
+        found: list[Tensor] = self.trunk.stage_maps(images, self.stages)  # type: ignore[operator]
+        return found
 
 
 class Pyramid(nn.Module):
@@ -101,10 +91,10 @@ def strides_of(trunk: nn.Module) -> tuple[int, ...]:
         UserError: it has none.
     """
     strides = tuple(getattr(trunk, "strides", ()))
-    if not strides or not isinstance(trunk, (ResNet, TimmTrunk, PlainConvNet)):
+    if not strides or not callable(getattr(trunk, "stage_maps", None)):
         raise UserError(
             f"the network {type(trunk).__name__} gives no maps stage by stage, which a detector is built on: take a "
-            "resnet, alexnet or vgg trunk, or a model of timm that gives maps"
+            "resnet, regnet_y, xcit, alexnet or vgg trunk, or a model of timm that gives maps"
         )
     return strides
 
@@ -116,7 +106,7 @@ def one_map(trunk: Any, stage: int, channels: int) -> Tensor:
     trunk.eval()
     try:
         image = torch.zeros(1, channels, side, side, device=next(trunk.parameters()).device)
-        found: Tensor = trunk.stage_map(image, stage)
+        found: Tensor = trunk.stage_maps(image, [stage])[0]
     finally:
         for module, mode in modes:
             module.training = mode
@@ -128,7 +118,7 @@ def freeze(trunk: nn.Module, freeze_at: int, channels: int) -> set[nn.Module]:
 
     Args:
         trunk: see ``StageMaps``.
-        freeze_at: 0 leaves all free, 1 freezes the stem of a ResNet, k + 1 the first k stages.
+        freeze_at: 0 leaves all free, 1 freezes the stem of a ResNet or RegNet, k + 1 the first k stages.
         channels: of the images.
 
     Returns:
@@ -140,7 +130,7 @@ def freeze(trunk: nn.Module, freeze_at: int, channels: int) -> set[nn.Module]:
     if not freeze_at:
         return set()
     most = len(strides_of(trunk)) + 1
-    least = 1 if isinstance(trunk, ResNet) else 2
+    least = 1 if getattr(trunk, "stem_is_a_stage", False) else 2
     if not least <= freeze_at <= most:
         raise UserError(
             f"EVALUATION.freeze_at={freeze_at}: this network allows 0 (nothing), and {least} to {most}: one more than "
@@ -158,14 +148,3 @@ def freeze(trunk: nn.Module, freeze_at: int, channels: int) -> set[nn.Module]:
         for name, module in trunk.named_modules()
         if isinstance(module, _BatchNorm) and f"{name}.weight" in frozen
     }
-
-
-def _further(trunk: ResNet | PlainConvNet, x: Tensor, before: int, stage: int) -> Tensor:
-    """From the map after one stage to that after a later one."""
-    if isinstance(trunk, ResNet):
-        for number in range(before + 1, stage + 1):
-            x = trunk.get_submodule(f"layer{number}")(x)
-        return x
-    ends = [place for place, layer in enumerate(trunk.features) if isinstance(layer, nn.ReLU)]
-    found: Tensor = trunk.features[ends[before - 1] + 1 : ends[stage - 1] + 1](x)
-    return found

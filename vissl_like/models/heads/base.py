@@ -12,6 +12,8 @@ class Head(nn.Module):
 
     Class-level facts, compared with the loss's ``needs_...`` before the run starts:
         gives_logits: whether the output carries logits over prototypes or classes.
+        sharded_parts: names of children that are only called, with tensors: their weights may be divided over
+            processes. Weights that the head reads by itself cannot.
 
     Attributes:
         embedding_dim: D, width of ``HeadOutput.embedding``.
@@ -19,6 +21,7 @@ class Head(nn.Module):
     """
 
     gives_logits = False
+    sharded_parts: tuple[str, ...] = ()
     embedding_dim: int
     num_prototypes: tuple[int, ...] = ()
 

@@ -63,6 +63,7 @@ class DINOHead(Head):
     """
 
     gives_logits = True
+    sharded_parts = ("mlp", "predictor")
 
     def __init__(
         self,

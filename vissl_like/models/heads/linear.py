@@ -22,6 +22,8 @@ class LinearHead(Head):
         normalize: put the embedding on the unit sphere
     """
 
+    sharded_parts = ("projection_head",)
+
     def __init__(self, feature_dim: int, *, output_dim: Count = 128, normalize: bool = True):
         super().__init__()
         self.embedding_dim, self.on_sphere = output_dim, normalize

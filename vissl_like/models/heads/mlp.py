@@ -90,6 +90,8 @@ class MLPHead(Head):
         last_bias: of the last linear layer (off in SimCLR and BYOL); null: like bias
     """
 
+    sharded_parts = ("projection_head",)
+
     def __init__(
         self,
         feature_dim: int,

@@ -30,6 +30,8 @@ class PredictorHead(Head):
         last_bias: whether the last layers of projector and predictor have a bias (they have none in BYOL)
     """
 
+    sharded_parts = ("projection_head", "predictor")
+
     def __init__(
         self,
         feature_dim: int,

@@ -32,6 +32,7 @@ class SwAVHead(Head):
     """
 
     gives_logits = True
+    sharded_parts = ("projection_head",)
 
     def __init__(
         self,

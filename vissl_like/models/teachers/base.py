@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from vissl_like.distributed.sharding import local
 from vissl_like.models.ssl_model import SSLModel
 from vissl_like.records import ModelOutput, Progress
 
@@ -69,10 +70,10 @@ def teaching_copy(student: SSLModel) -> SSLModel:
 
 
 def matched(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters of the teacher and those of the same name of the student."""
+    """Parameters of the teacher and those of the same name of the student; of divided ones, this process's rows."""
     theirs = dict(student.named_parameters())
     names, own = zip(*teacher.named_parameters(), strict=True)
-    return list(own), [theirs[name].detach() for name in names]
+    return [local(tensor) for tensor in own], [local(theirs[name]).detach() for name in names]
 
 
 @torch.no_grad()

@@ -9,16 +9,14 @@ registers as ``regnet_y_256gf`` is yet another network, of 821 million parameter
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from vissl_like.registry import TRUNKS
 
@@ -131,7 +129,6 @@ class RegNetY(nn.Module):
 
     Options:
         size: multiply-adds of one 224 px image, 400MF (3.9M parameters) to 256GF (1.27 billion), or 10B
-        checkpoint_blocks: keep only block inputs for the backward pass and compute the rest again: slower, less memory
     """
 
     def __init__(
@@ -141,10 +138,8 @@ class RegNetY(nn.Module):
         size: Literal[
             "400MF", "800MF", "1.6GF", "3.2GF", "8GF", "16GF", "32GF", "64GF", "128GF", "256GF", "10B"
         ] = "16GF",
-        checkpoint_blocks: bool = False,
     ):
         super().__init__()
-        self.checkpoint_blocks = checkpoint_blocks
         self.stem = _conv(channels, STEM_WIDTH, 3, 2)
         self.trunk_output = nn.Sequential()
         inputs = STEM_WIDTH
@@ -156,19 +151,30 @@ class RegNetY(nn.Module):
                 inputs = stage.width
             self.trunk_output.add_module(f"block{number}", blocks)
         self.feature_dim = inputs
+        self.stem_is_a_stage = True  # number 0
         self.strides = (4, 8, 16, 32)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def stage_map(self, images: Tensor, stages: int) -> Tensor:
-        """The feature map after the first 1 to 4 stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``."""
+    def stage_maps(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Maps after some stages in one pass: ``[n, C, H, W] -> [n, D, H / stride, W / stride]`` each.
+
+        Args:
+            images: ``[n, C, H, W]``.
+            stages: increasing, 1 to 4; 0 is the stem.
+        """
         x = self.stem(images)
-        recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        for stage in list(self.trunk_output.children())[:stages]:
+        maps = {0: x}
+        for number, stage in enumerate(list(self.trunk_output.children())[: stages[-1]], 1):
             for block in stage.children():
-                x = _checkpointed(block, x) if recompute else block(x)
-        return x
+                x = block(x)
+            maps[number] = x
+        return [maps[number] for number in stages]
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The map after the first 0 to 4 stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``."""
+        return self.stage_maps(images, [stages])[0]
 
     def forward_map(self, images: Tensor) -> Tensor:
         """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]``."""
@@ -177,29 +183,3 @@ class RegNetY(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Average-pooled features: ``[n, C, H, W] -> [n, F]``."""
         return torch.flatten(adaptive_avg_pool2d(self.forward_map(images), 1), 1)
-
-
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    return checkpoint(
-        block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _KeptStatistics(block))
-    )
-
-
-class _KeptStatistics:
-    """Surrounds the second forward pass, so that it does not count again in the norms' running statistics.
-
-    Momentum 0 leaves mean and variance as they are; absent statistics would change what autograd saves.
-    """
-
-    def __init__(self, block: nn.Module):
-        self.norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-
-    def __enter__(self) -> None:
-        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
-        for norm, (_, count) in zip(self.norms, self.before, strict=True):
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None if count is None else count.clone()
-
-    def __exit__(self, *_error: object) -> None:
-        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count

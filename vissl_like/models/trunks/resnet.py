@@ -7,6 +7,7 @@ included, as SwAV's RN50-w2/w4/w5 do; torchvision's ``wide_resnet`` is another n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -148,6 +149,7 @@ class ResNet(nn.Module):
                 inputs = stage_width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.feature_dim = inputs
+        self.stem_is_a_stage = True  # number 0
         self.strides = (4, 8, 16, 32) if stem == "large" else (1, 2, 4, 8)
         self._initialise(zero_init_residual)
 
@@ -158,12 +160,22 @@ class ResNet(nn.Module):
             if zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_(module.last_norm.weight)
 
-    def stage_map(self, images: Tensor, stages: int) -> Tensor:
-        """The feature map after the first 1 to 4 stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``."""
+    def stage_maps(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Maps after some stages in one pass: ``[n, C, H, W] -> [n, D, H / stride, W / stride]`` each.
+
+        Args:
+            images: ``[n, C, H, W]``.
+            stages: increasing, 1 to 4; 0 is the stem.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage in range(1, stages + 1):
-            x = self.get_submodule(f"layer{stage}")(x)
-        return x
+        maps = {0: x}
+        for stage in range(1, stages[-1] + 1):
+            maps[stage] = x = self.get_submodule(f"layer{stage}")(x)
+        return [maps[stage] for stage in stages]
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The map after the first 0 to 4 stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``."""
+        return self.stage_maps(images, [stages])[0]
 
     def forward_map(self, images: Tensor) -> Tensor:
         """The last feature map: ``[n, C, H, W] -> [n, F, H / 32, W / 32]`` (stem "small": / 8)."""

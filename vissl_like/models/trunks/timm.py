@@ -6,6 +6,7 @@ A state dict of ``timm.create_model(model, num_classes=0)`` loads as it is, and 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,24 +78,28 @@ class TimmTrunk(nn.Module):
             return ()
         return tuple(int(stage["reduction"]) for stage in stages)
 
-    def stage_map(self, images: Tensor, stages: int) -> Tensor:
-        """The feature map after the first stages: ``[n, C, H, W] -> [n, D, H / stride, W / stride]``.
+    def stage_maps(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Maps after some stages in one pass: ``[n, C, H, W] -> [n, D, H / stride, W / stride]`` each.
 
         A transformer's stages are its blocks, its maps the patch tokens through the last norm.
 
         Args:
             images: ``[n, C, H, W]``.
-            stages: 1 to the number of ``strides``.
+            stages: increasing, 1 to the number of ``strides``.
 
         Raises:
             UserError: the model does not take images of this size.
         """
         net: Any = self.net
+        indices = [stage - 1 for stage in stages]
         try:
-            maps = net.forward_intermediates(images, indices=[stages - 1], norm=True, intermediates_only=True)
+            return list(net.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True))
         except AssertionError as error:
             raise self._wrong_size(images, error) from error
-        return maps[0]
+
+    def stage_map(self, images: Tensor, stages: int) -> Tensor:
+        """The map after the first stages; see ``stage_maps``."""
+        return self.stage_maps(images, [stages])[0]
 
     def _wrong_size(self, images: Tensor, error: AssertionError) -> UserError:
         height, width = images.shape[-2:]

@@ -8,6 +8,7 @@ the same values under other names in two places: ``pos_embed`` for ``pos_embeder
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -262,6 +263,10 @@ class XCiT(nn.Module):
         for block in list(self.blocks)[:blocks]:
             x = block(x, height, width)
         return x, height, width
+
+    def stage_maps(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """``stage_map`` for some numbers of blocks, increasing."""
+        return [self.stage_map(images, stage) for stage in stages]
 
     def stage_map(self, images: Tensor, stages: int) -> Tensor:
         """The map of patch tokens after the first blocks, through the last norm: ``[n, C, H, W] -> [n, F, H/p, W/p]``.
