@@ -136,6 +136,11 @@ def test_what_is_said_of_an_entry_is_no_programming_language():
     assert entry_tables([made])[0].notes == ["What counts: top1."]
     made.scored[0].result.details.update({"k": [20], "trials": [], "sd": {"k1": 0.0}})
     assert entry_tables([made])[0].notes == ["What counts: top1. k [20]."]
+    other = cell("near", "theirs", 60, FLOORS)
+    made.scored[0].result.details.update({"share": 0.1, "last_loss": 0.123456789})
+    assert entry_tables([made])[0].notes == ["What counts: top1. k [20], share 0.1, last_loss 0.123457."]
+    other.scored[0].result.details.update({"k": [20], "share": 0.1, "last_loss": 0.5})
+    assert entry_tables([made, other])[0].notes == ["What counts: top1. k [20], share 0.1."]
 
 
 def test_a_figure_of_a_metric_that_is_not_measured_is_not_lost():

@@ -204,10 +204,12 @@ def entry_tables(cells: list[Cell]) -> list[ResultTable]:
 
 def _notes(group: list[Cell]) -> list[str]:
     result = next(cell for cell in group if cell.scored).scored[0].result
+    made = [cell.scored[0].result.details for cell in group if cell.scored]
     options = ", ".join(
-        f"{key} {value}"
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in result.details.items()
         if key != "notices" and not isinstance(value, dict) and value != [] and len(str(value)) < 30
+        if all(details.get(key) == value for details in made)  # else it is of one checkpoint, such as its last loss
     )
     images = f"{result.test_images:,d} test images" if result.test_images else ""
     learnt = f"{result.train_images:,d} training images" if result.train_images else ""
