@@ -1,6 +1,6 @@
 """Activation checkpointing: blocks keep only their inputs for the backward pass and compute the rest a second time.
 
-Chen et al. 2016, arXiv:1604.06174. Less memory for about a third more time; nothing that is computed changes.
+Chen et al. 2016, arXiv:1604.06174. Less memory for one more forward pass; nothing that is computed changes.
 """
 
 from __future__ import annotations
