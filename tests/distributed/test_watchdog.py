@@ -35,11 +35,13 @@ def test_a_stall_ends_with_stage_and_stacks():
     "life",
     [
         "for _ in range(10):\n    watchdog.beat('step'); time.sleep(0.1)\n",
+        "watchdog.beat('step')\nfor _ in range(10):\n    watchdog.go_on('features'); time.sleep(0.1)\n",
         "time.sleep(0.8)\n",
+        "watchdog.go_on('features'); time.sleep(0.8)\n",
         "watchdog.beat('step'); watchdog.rest(); time.sleep(0.8)\n",
         "watchdog.beat('step'); watchdog.disarm(); time.sleep(0.8)\n",
     ],
-    ids=["alive", "before the first beat", "at rest", "disarmed"],
+    ids=["alive", "amid something long", "before the first beat", "going on unwatched", "at rest", "disarmed"],
 )
 def test_a_living_process_is_left_alone(life):
     done = run(f"watchdog.arm(0.4, 'process 0')\n{life}print('lives')")

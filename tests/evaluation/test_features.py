@@ -44,6 +44,13 @@ def test_values_are_the_normalised_pixels():
     assert found.labels.tolist() == [2, 0, 1] and found.indices.tolist() == [0, 1, 2] and found.skipped == []
 
 
+def test_every_batch_tells_the_watchdog_that_it_goes_on(monkeypatch):
+    told = []
+    monkeypatch.setattr("vissl_like.distributed.watchdog.go_on", told.append)
+    extract(nn.Flatten(), ArrayDataset(random_images(9)))
+    assert told == ["measuring features"] * 3
+
+
 def test_resizes_and_cuts_the_centre():
     pixels = np.zeros((1, 16, 16), dtype=np.uint8)
     pixels[0, 4:12, 4:12] = 255

@@ -94,7 +94,7 @@ def test_a_dead_worker_is_explained(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 3), (signal.SIGKILL, -9)])
 def test_a_signal_to_the_launcher_alone_ends_all_processes_with_a_checkpoint(tmp_path, number, status):
     process = start(tmp_path, "config.DISTRIBUTED.processes=2", "config.TRAIN.length=400 steps")
     os.kill(process.pid, number)
@@ -104,11 +104,29 @@ def test_a_signal_to_the_launcher_alone_ends_all_processes_with_a_checkpoint(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 3), (signal.SIGKILL, -9)])
+def test_a_launcher_that_ends_while_its_processes_load_leaves_none_behind(tmp_path, number, status):
+    two = command(tmp_path, "config.DISTRIBUTED.processes=2", "config.TRAIN.length=400 steps", "config.HOOKS.slow={}")
+    process = subprocess.Popen(two, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 60
+    while len(spawned_by(process.pid)) < 2:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    text = process.communicate(timeout=60)[0]  # ends only when no process holds the pipe any more
+    assert process.returncode == status, text
+    assert "processes met" not in text and not steps_saved(tmp_path)
+
+
+def spawned_by(launcher):
+    children = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
 def test_one_process_of_two_killed_ends_the_run_with_its_name(tmp_path):
     process = start(tmp_path, "config.DISTRIBUTED.processes=2", "config.TRAIN.length=400 steps")
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[-1], signal.SIGKILL)
+    os.kill(spawned_by(process.pid)[-1], signal.SIGKILL)
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "was killed by signal 9; stopping the others" in text
 

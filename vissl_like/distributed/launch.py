@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -20,6 +21,9 @@ from vissl_like.plugins import announce_plugins
 from vissl_like.registry import ENGINES
 from vissl_like.utils.environment import available_cores
 from vissl_like.utils.errors import UserError
+
+_ENDS_WITH = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 3, signal.SIGUSR2: 3}
+"""Exit status of a run that a signal has stopped."""
 
 
 def launch(loaded: Any) -> int:
@@ -58,26 +62,42 @@ def _spawn(loaded: Any, processes: int) -> int:
 
     port = loaded.resolved.DISTRIBUTED.port or _free_port()
     context = mp.get_context("spawn")
-    workers = [
-        context.Process(target=_worker, args=(rank, processes, port, loaded), name=f"process {rank}")
-        for rank in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
+    workers: list[Any] = []
+    received: list[int] = []
+    told: set[int] = set()
 
     # A signal to this process alone (kill, a container's stop) must reach those that train.
-    def forward(*_: object) -> None:
+    def forward(number: int, _: object) -> None:
+        received.append(number)
+        told.update(worker.pid for worker in workers)
         for worker in workers:
             if worker.is_alive():
-                worker.terminate()
+                os.kill(worker.pid, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _ENDS_WITH:
         signal.signal(number, forward)
-    return _watch(workers)
+    for rank in range(processes):
+        if received:
+            break
+        arguments = (os.getpid(), rank, processes, port, loaded)
+        worker = context.Process(target=_worker, args=arguments, name=f"process {rank}")
+        worker.start()
+        workers.append(worker)
+    if not workers:
+        return _ENDS_WITH[received[0]]
+    for worker in workers:
+        if received and worker.pid not in told:  # the signal came while this one was being started
+            os.kill(worker.pid, received[0])
+    return _watch(workers, received)
 
 
-def _watch(workers: list[Any]) -> int:
-    """Waits for all; when one fails or is killed the others are stopped, and the first failure is told."""
+def _watch(workers: list[Any], received: list[int]) -> int:
+    """Waits for all; when one fails or is killed the others are stopped, and the first failure is told.
+
+    Args:
+        workers: started processes.
+        received: signals that were passed on to them; it grows. A process that is not ready to hear one dies of it.
+    """
     from multiprocessing.connection import wait
 
     status, running = 0, list(workers)
@@ -88,21 +108,32 @@ def _watch(workers: list[Any]) -> int:
             running.remove(worker)
             if worker.exitcode != 0 and status == 0:
                 status = worker.exitcode
+                if -status in received:
+                    status = _ENDS_WITH[-status]
                 if status < 0:
                     print(f"{worker.name} was killed by signal {-status}; stopping the others", file=sys.stderr)
                     status = 1
                 if status not in (130, 143, 3):
-                    for other in running:
-                        other.terminate()
-                        other.join(20)
-                        if other.is_alive():
-                            other.kill()
+                    _stop(running)
     return status
 
 
-def _worker(rank: int, world_size: int, port: int, loaded: Any) -> None:
+def _stop(workers: list[Any]) -> None:
+    """SIGTERM to all at once and, to those that are still there after 20 seconds, SIGKILL."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + 20
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+
+
+def _worker(launcher: int, rank: int, world_size: int, port: int, loaded: Any) -> None:
     os.environ.update(LOCAL_RANK=str(rank))
     _end_with_parent()
+    if os.getppid() != launcher:  # it died while this process was loading: nobody would ever stop this one
+        sys.exit(143)
     sys.exit(run_process(rank, world_size, port, loaded))
 
 
@@ -153,12 +184,15 @@ def run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> in
         traceback.print_exc()
         return 1
     finally:
-        watchdog.disarm()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # The data-parallel wrapper lies in reference cycles; it must not outlive the group whose threads it uses.
-            gc.collect()
-            comm.forget_patience()
-            torch.distributed.destroy_process_group()
+        try:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                watchdog.beat("leaving the group of processes")
+                # The data-parallel wrapper lies in reference cycles and must not outlive the group whose threads it uses.
+                gc.collect()
+                comm.forget_patience()
+                torch.distributed.destroy_process_group()
+        finally:
+            watchdog.disarm()
 
 
 def _join_group(rank: int, world_size: int, port: int | None, settings: Any) -> None:

@@ -25,23 +25,26 @@ class Watchdog:
     Args:
         limit_s: longest time without a beat, in seconds.
         name: of the process, for the message.
+
+    Attributes:
+        watching: whether silence would end the process now.
     """
 
     def __init__(self, limit_s: float, name: str):
         self.limit_s, self.name = limit_s, name
         self._stage, self._since = "", 0.0
-        self._watching = False
+        self.watching = False
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def beat(self, stage: str) -> None:
         """The process lives, and begins something."""
         self._stage, self._since = stage, time.monotonic()
-        self._watching = True
+        self.watching = True
 
     def rest(self) -> None:
         """What comes now may take as long as it likes, until the next beat."""
-        self._watching = False
+        self.watching = False
 
     def end(self) -> None:
         """No more watching."""
@@ -50,7 +53,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self.limit_s / 4)):
             silent = time.monotonic() - self._since
-            if self._watching and silent > self.limit_s:
+            if self.watching and silent > self.limit_s:
                 self._tell_and_exit(silent)
 
     def _tell_and_exit(self, silent: float) -> None:
@@ -88,6 +91,12 @@ def disarm() -> None:
 def beat(stage: str) -> None:
     """This process lives, and begins ``stage``. Costs nothing worth measuring."""
     if _watchdog is not None:
+        _watchdog.beat(stage)
+
+
+def go_on(stage: str) -> None:
+    """Part of something long is done: a beat if beats are being watched for, else nothing."""
+    if _watchdog is not None and _watchdog.watching:
         _watchdog.beat(stage)
 
 

@@ -17,7 +17,7 @@ from vissl_like.data.normalise import Normalise
 from vissl_like.data.transforms.base import ViewTransform
 from vissl_like.data.transforms.center import Center
 from vissl_like.data.transforms.whole import Longest, Squashed
-from vissl_like.distributed import comm
+from vissl_like.distributed import comm, watchdog
 from vissl_like.distributed.sharding import whole
 from vissl_like.evaluation.base import Features
 from vissl_like.evaluation.collect import all_unreadable, collect, gather, labels_of, require_rows
@@ -85,6 +85,7 @@ def extract_features(
     normalise = Normalise(dataset.mean, dataset.std, torch.device(device), channels_last)
 
     def take(batch: Batch) -> Tensor:
+        watchdog.go_on("measuring features")  # amid a training, where silence would be taken for a stall
         images = normalise(batch.views[0])
         return (trunk(images) if encode is None else encode(trunk, images)).float().cpu()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vissl_like.distributed import comm
+from vissl_like.distributed import comm, watchdog
 from vissl_like.records import Batch, ModelOutput, Progress
 from vissl_like.trainer.parts import Parts
 
@@ -31,9 +31,13 @@ class EpochFeatures:
         """See ``losses.base.FeatureSource``. BatchNorm's running statistics move, as in any training forward."""
         parts, step = self._parts, self._progress.step
         parts.model.head.before_forward(self._progress)
+        stage = f"pass over the data before step {step}"
+        watchdog.beat(stage)
         for batch in parts.make_loader(step, step + self._progress.steps_per_epoch):
+            watchdog.beat(stage)
             if any(comm.all_gather_object(parts.signals.requested)):
                 raise StoppedBetweenEpochs
             with parts.step.precision.autocast():
                 outputs = [parts.model([parts.step.normalise(batch.views[view])]) for view in views]
             yield batch, outputs
+        watchdog.rest()

@@ -190,7 +190,7 @@ class Run(ClassyTask):
         """An epoch begins, or goes on after a resume."""
         self._phase = self.progress.step // self.progress.steps_per_epoch
         if self.progress.step % self.progress.steps_per_epoch == 0 and not self.done_training():
-            watchdog.rest()  # a pass over all images takes as long as it takes
+            watchdog.rest()  # clustering takes as long as it takes; a pass over the images says that it goes on
             try:
                 self.loss.before_epoch(EpochFeatures(self.parts, self.progress), self.progress)
             except StoppedBetweenEpochs:
