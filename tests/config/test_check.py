@@ -108,6 +108,20 @@ def test_one_mistake(load, problems, override, message):
         assert any(message in text for text in problems(override)), problems(override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.SYNC_BATCH_NORM_GROUP=3"], "does not divide the 2 processes; it can be 1, 2, or null"),
+        (["MODEL.SYNC_BATCH_NORM_GROUP=2", "MODEL.SYNC_BATCH_NORM=false"], "leave one of the two out"),
+        (["DISTRIBUTED.sharding=full", "TRAIN.precision=fp16"], "use bf16, fp32 or auto"),
+    ],
+)
+def test_what_several_processes_cannot_do(load, problems, overrides, message):
+    load(*overrides)  # one can
+    (found,) = problems("DISTRIBUTED.processes=2", *overrides)
+    assert message in found
+
+
 def test_a_key_with_dots_in_a_file(base, tmp_path):
     (tmp_path / "dots.yaml").write_text("BASES: [base.yaml]\nTRAIN.length: 5 epochs\n")
     with pytest.raises(

@@ -119,6 +119,20 @@ def test_a_nan_loss_leaves_the_weights_alone_and_is_named():
     assert not step(batches(1), Progress(4, 10, 5)).skipped_update
 
 
+def test_the_micro_batch_whose_loss_was_not_finite_is_told():
+    _, step = make()
+    good, calls = step.loss.forward, []
+
+    def bad_the_second_time(*given):
+        calls.append(given)
+        parts = good(*given)
+        return {**parts, "loss": parts["loss"] * (float("nan") if len(calls) == 2 else 1)}
+
+    step.loss.forward = bad_the_second_time
+    report = step(batches(4), Progress(0, 10, 5))
+    assert report.skipped_update and report.first_bad == 1 and len(calls) == 4
+
+
 def test_running_statistics_survive_a_skipped_step():
     model, step = make(poison=0)
     model.trunk.register_buffer("running", torch.tensor([1.0]))

@@ -233,7 +233,9 @@ class _Check:
         given = self.composed.origin("TRAIN.clip")
         if given and value_at(values, "TRAIN.clip") == "tensor" and self.composed.origin("TRAIN.clip_norm") is None:
             self.say("TRAIN.clip", "has no effect without TRAIN.clip_norm; give the largest norm", "tensor")
-        self.batch(train, self.processes(values))
+        processes = self.processes(values)
+        self.batch(train, processes)
+        self.together(values, processes)
         if not isinstance(evaluate, dict) or self.bad & {"EVALUATE.resize", "EVALUATE.image_size"}:
             return
         resize, size = evaluate.get("resize"), evaluate.get("image_size")
@@ -265,6 +267,21 @@ class _Check:
                 split_batch(batch, processes, accumulation, limit)
             except SettingsError as error:
                 self.problems += error.problems
+
+    def together(self, values: dict[str, Any], processes: int) -> None:
+        """What several processes cannot do; one does without all of it."""
+        group_key, norm_key = "MODEL.SYNC_BATCH_NORM_GROUP", "MODEL.SYNC_BATCH_NORM"
+        wrong = self.bad & {"MODEL", "TRAIN", "DISTRIBUTED", "DISTRIBUTED.processes", group_key, norm_key}
+        if processes == 1 or wrong:
+            return
+        group = value_at(values, group_key)
+        if isinstance(group, int) and value_at(values, norm_key) is False:
+            self.say(group_key, f"contradicts {norm_key} = false: leave one of the two out", group)
+        elif isinstance(group, int) and processes % group:
+            fitting = ", ".join(str(number) for number in range(1, processes + 1) if processes % number == 0)
+            self.say(group_key, f"does not divide the {processes} processes; it can be {fitting}, or null", group)
+        if value_at(values, "DISTRIBUTED.sharding") == "full" and value_at(values, "TRAIN.precision") == "fp16":
+            self.say("TRAIN.precision", "does not go with DISTRIBUTED.sharding = full: use bf16, fp32 or auto", "fp16")
 
     def bad_below(self, key: str) -> bool:
         """Whether a problem was found at the key or inside it."""

@@ -22,7 +22,7 @@ from vissl_like.registry import ENGINES
 from vissl_like.utils.environment import available_cores
 from vissl_like.utils.errors import UserError
 
-_ENDS_WITH = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 3, signal.SIGUSR2: 3}
+_ENDS_WITH: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 3, signal.SIGUSR2: 3}
 """Exit status of a run that a signal has stopped."""
 
 
@@ -187,7 +187,7 @@ def run_process(rank: int, world_size: int, port: int | None, loaded: Any) -> in
         try:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 watchdog.beat("leaving the group of processes")
-                # The data-parallel wrapper lies in reference cycles and must not outlive the group whose threads it uses.
+                # The data-parallel wrapper lies in reference cycles; it must not outlive the group and its threads.
                 gc.collect()
                 comm.forget_patience()
                 torch.distributed.destroy_process_group()

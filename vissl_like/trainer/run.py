@@ -219,6 +219,7 @@ class Run(ClassyTask):
         self.progress = Progress(self.progress.step + 1, self.progress.total_steps, self.progress.steps_per_epoch)
         self._mention_skipped_images(gather=False)
         if report.skipped_update:
+            self.last_batch = micro_batches[report.first_bad]
             self.parts.policy.judge(self, report)
         else:
             self.parts.policy.in_a_row = 0

@@ -33,6 +33,7 @@ class StepReport:
         step_time: seconds of the whole step, waiting included.
         skipped_update: whether the weights were left alone.
         non_finite: names of what was not finite.
+        first_bad: the first micro-batch whose loss was not finite; the last one where only a gradient was not.
         output: the last micro-batch's output, detached.
     """
 
@@ -45,6 +46,7 @@ class StepReport:
     step_time: float = 0.0
     skipped_update: bool = False
     non_finite: list[str] = field(default_factory=list)
+    first_bad: int = -1
     output: ModelOutput | None = None
 
 
@@ -98,11 +100,13 @@ class TrainStep:
         if self.teacher is not None:
             self.teacher.before_forward(self.model, progress)
         sums: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
         output: ModelOutput | None = None
         for number, batch in enumerate(micro_batches):
             with self._sync(last=number == len(micro_batches) - 1):
                 output, parts = self._forward(batch, progress)
                 self.precision.scaler.scale(parts["loss"] / len(micro_batches)).backward()
+            losses.append(parts["loss"].detach())
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / len(micro_batches)
         if self._finish_backward is not None:
@@ -111,6 +115,8 @@ class TrainStep:
         report = self._update(sums, progress, lr)
         report.images = sum(len(batch) for batch in micro_batches) * comm.world_size()
         report.output = _detached(output)
+        if report.skipped_update:
+            report.first_bad = next((n for n, loss in enumerate(losses) if not torch.isfinite(loss)), -1)
         return report
 
     def _schedule(self, progress: Progress) -> float:
