@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vissl_like.config.load import load_settings
+from vissl_like.config.show import show_text
 from vissl_like.config.yaml_text import dump_yaml
 from vissl_like.utils.errors import SettingsError, UserError
 
@@ -285,3 +286,15 @@ def test_given_is_not_the_resolved_one(load):
     assert "WORKERS" not in before["DATA"] and "base_batch" in before["OPTIMIZER"]
     with pytest.raises(SettingsError):
         load("SEED=x")
+
+
+def test_the_record_keeps_references_to_the_environment(load, base, monkeypatch):
+    monkeypatch.setenv("TOY_TOKEN", "hunter2")
+    loaded = load("SLURM.comment=run of ${oc.env:TOY_TOKEN}", "SLURM.account=${SLURM.comment}")
+    assert loaded.resolved.SLURM.comment == "run of hunter2" == loaded.resolved.SLURM.account
+    record = loaded.record()
+    assert record["SLURM"]["comment"] == "run of ${oc.env:TOY_TOKEN}"
+    assert record["SLURM"]["account"] == "${SLURM.comment}"
+    assert "hunter2" not in str(record) + show_text(loaded) + str(loaded.given)
+    plain = load()
+    assert plain.record() == OmegaConf.to_container(plain.resolved)

@@ -1,6 +1,11 @@
+import contextlib
 import logging
 import os
 import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +206,47 @@ def test_old_generations_are_removed(flat_folder, settle, own_cache, picture, mo
         settle(flat_folder, 1000 - 100 * number)
         open_folder(flat_folder)
     assert len(list((own_cache / "indexes").iterdir())) == 1
+
+
+def test_what_nobody_uses_is_removed(flat_folder, settle, own_cache):
+    indexes = own_cache / "indexes"
+    ages = {"unfinished-1": 2, "unfinished-2": 0.5, "other.00000000000000000001": 91, "used.00000000000000000001": 89}
+    for name, days in ages.items():
+        (indexes / name).mkdir(parents=True)
+        os.utime(indexes / name, (time.time() - days * 86400,) * 2)
+    settle(flat_folder)
+    open_folder(flat_folder)
+    left = {entry.name for entry in indexes.iterdir()}
+    assert {"unfinished-2", "used.00000000000000000001"} < left and len(left) == 3
+    (mine,) = left - ages.keys()
+    os.utime(indexes / mine, (0, 0))
+    open_folder(flat_folder)
+    assert time.time() - (indexes / mine).stat().st_mtime < 60
+
+
+def test_processes_that_start_together_scan_once(flat_folder, settle, own_cache, monkeypatch):
+    """The first is held up in its scan until the second waits for it."""
+    settle(flat_folder)
+    script = "import sys; from vissl_like.registry import DATASETS; print(len(DATASETS.get('folder')(path=sys.argv[1])))"
+    second = []
+
+    def slow(walk, original=scan._Walk.run):
+        second.append(subprocess.Popen([sys.executable, "-c", script, str(flat_folder)], stdout=subprocess.PIPE))
+        deadline = time.time() + 60
+        while not list(Path("/proc", str(second[0].pid), "fd").glob("*")) or not _waits(second[0].pid, own_cache):
+            assert second[0].poll() is None and time.time() < deadline
+            time.sleep(0.02)
+        return original(walk)
+
+    monkeypatch.setattr(scan._Walk, "run", slow)
+    assert len(open_folder(flat_folder)) == 10
+    assert second[0].communicate(timeout=60)[0].strip() == b"10"
+    assert len(list((own_cache / "indexes").iterdir())) == 1  # a second scan would have stored a second generation
+
+
+def _waits(pid, cache):
+    files = []
+    for entry in Path("/proc", str(pid), "fd").iterdir():
+        with contextlib.suppress(OSError):
+            files.append(os.readlink(entry))
+    return any(name.startswith(str(cache)) and name.endswith(".lock") for name in files)

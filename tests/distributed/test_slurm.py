@@ -246,7 +246,7 @@ class Environment:
     """What Submitit says in the third of four processes on two machines."""
 
     job_id = raw_job_id = "1234567"
-    global_rank, local_rank, num_tasks, num_nodes = 2, 0, 4, 2
+    global_rank, local_rank, num_tasks, num_nodes, node = 2, 0, 4, 2, 1
     hostnames = ("first", "second")
     cluster = "slurm"
 
@@ -260,6 +260,21 @@ def test_the_place_among_processes_of_several_machines(monkeypatch):
     assert 20000 <= int(os.environ["MASTER_PORT"]) < 32000
     job_module.take_place(Environment(), 4321)
     assert os.environ["MASTER_PORT"] == "4321"
+
+
+@pytest.mark.parametrize(
+    ("told", "node", "nodes", "tasks", "here"),
+    [("3,1", 0, 2, 4, "3"), ("3,1", 1, 2, 4, "1"), ("2(x3),1", 2, 4, 7, "2"), ("2(x3),1", 3, 4, 7, "1")]
+    + [("2(x2)", 1, 2, 4, "2"), ("", 1, 2, 4, "2"), ("4", 0, 2, 4, "2"), ("x", 0, 2, 1, "1")],
+)
+def test_the_processes_of_an_uneven_allocation(monkeypatch, told, node, nodes, tasks, here):
+    for word in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(word, "unset")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", told)
+    place = Environment()
+    place.node, place.num_nodes, place.num_tasks = node, nodes, tasks
+    job_module.take_place(place, None)
+    assert os.environ["LOCAL_WORLD_SIZE"] == here
 
 
 @pytest.mark.parametrize(

@@ -135,10 +135,10 @@ def test_rows_of_the_first_dimension_are_dealt_out():
         part = rows if name.startswith("head.prototypes") else math.ceil(rows / 3)
         own += part * parameter[0].numel() * 4
         whole += parameter.nbytes
-    assert sizes(found)["weights"] == whole == sizes(found)["gradients once more, in DDP's buckets"]
+    assert sizes(found)["weights"] == whole == sizes(found)["gradients"]
     assert sizes(found, "sharded")["weights"] == own == sizes(found, "sharded")["gradients"]
-    assert sizes(found, "sharded")["gradients once more, in DDP's buckets"] == 0
-    assert "gradients once more, in DDP's buckets" not in alone
+    start = whole + sum(buffer.nbytes for buffer in run.model.buffers())
+    assert any(f"whole network ({estimate.readable(start)})" in text for text in found.remarks)
     assert sizes(found)["activations"] == sizes(found, "sharded")["activations"] == alone["activations"]
     largest = max(sum(p.nbytes for p in block.parameters()) for block in run.model.trunk.modules() if _is_block(block))
     stem = sum(p.nbytes for name, p in run.model.trunk.named_parameters() if "layer" not in name)

@@ -67,6 +67,25 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, damage):
     assert said[0][0] == "warning" and "step_00000002 is damaged" in said[0][1]
 
 
+def test_repair_reads_digests_down_to_the_first_sound_one(tmp_path, monkeypatch):
+    where, said = store(tmp_path, keep=9)
+    folders = {step: save(where, step) for step in (1, 2, 3, 4)}
+    for step in (1, 4):  # of the right size; only a digest tells
+        data = bytearray((folders[step] / "state.pt").read_bytes())
+        data[len(data) // 2] ^= 255
+        (folders[step] / "state.pt").write_bytes(data)
+    (folders[2] / "state.pt").write_bytes(b"short")
+    read = []
+    monkeypatch.setattr(module, "sha256", lambda file, original=module.sha256: read.append(file) or original(file))
+    newest = where.repair()
+    assert newest.step == 3 and newest.manifest["step"] == 3 and steps(where) == [1, 3]
+    assert {file.parent.name for file in read} == {"step_00000003", "step_00000004"} and len(read) == len(set(read))
+    assert len(said) == 2 and (where.folder / ".step_00000004.damaged").is_dir()
+    for step in (1, 3):
+        (folders[step] / "manifest.json").unlink()
+    assert where.repair() is None
+
+
 def test_a_write_that_dies_half_way_is_never_found(tmp_path):
     where, _ = store(tmp_path)
     save(where, 1)

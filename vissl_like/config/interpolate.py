@@ -2,13 +2,15 @@
 
 The two forms of OmegaConf that settings need, with its meaning: a reference is a dotted key from the root, or relative
 with leading dots (``${.path}`` is the neighbour of the value it stands in); ``${oc.env:NAME,default}`` is text. A value
-that is one reference takes the target's value and type; inside a longer text a plain target is inserted as text.
+that is one reference takes the target's value and type; inside a longer text a plain target is inserted as text. What came
+from the environment, be it through other settings, is noted: records show the reference in its place.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from vissl_like.utils.errors import UserError, nearest
@@ -34,22 +36,34 @@ class InterpolationError(ValueError):
     """A reference that cannot be followed; the message says why."""
 
 
-def interpolate(values: dict[str, Any], fallback: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+@dataclass(frozen=True)
+class Interpolated:
+    """Settings without references.
+
+    Attributes:
+        values: the settings.
+        problems: ``(key, message)`` of each reference that could not be followed.
+        from_environment: path of each value that holds something of an environment variable -> its text as written.
+    """
+
+    values: dict[str, Any]
+    problems: list[tuple[str, str]]
+    from_environment: dict[tuple[str, ...], str]
+
+
+def interpolate(values: dict[str, Any], fallback: dict[str, Any]) -> Interpolated:
     """Follows all references.
 
     Args:
         values: settings as given; not changed.
         fallback: settings that a reference may mean although they were not given.
 
-    Returns:
-        the settings without references, and ``(key, message)`` of each that could not be followed.
-
     Raises:
         UserError: there are more values than settings ever have.
     """
     work = _Interpolation(values, fallback)
     try:
-        return work.inside(values, ()), work.problems
+        return Interpolated(work.inside(values, ()), work.problems, work.from_environment)
     except InterpolationError as error:
         raise UserError(f"the settings are too large: {error}") from None
 
@@ -58,7 +72,8 @@ class _Interpolation:
     def __init__(self, values: dict[str, Any], fallback: dict[str, Any]):
         self.values, self.fallback, self.problems = values, fallback, list[tuple[str, str]]()
         self.done: dict[tuple[str, ...], Any] = {}
-        self.open: list[tuple[str, ...]] = []
+        self.open: dict[tuple[str, ...], str] = {}
+        self.from_environment: dict[tuple[str, ...], str] = {}
         self.count = 0
 
     def inside(self, value: Any, path: tuple[str, ...]) -> Any:
@@ -88,16 +103,19 @@ class _Interpolation:
     def text(self, value: str, path: tuple[str, ...]) -> Any:
         """What a text with references stands for; failures are noted once."""
         if path in self.done:
+            if path in self.from_environment:
+                self.note_environment()
             return self.done[path]
         try:
             if path in self.open:
-                circle = " -> ".join(map(_dotted, [*self.open[self.open.index(path) :], path]))
+                opened = list(self.open)
+                circle = " -> ".join(map(_dotted, [*opened[opened.index(path) :], path]))
                 raise InterpolationError(f"references go in a circle: {circle}")
-            self.open.append(path)
+            self.open[path] = value
             try:
                 found = self.expand(value, path)
             finally:
-                self.open.pop()
+                del self.open[path]
         except InterpolationError as error:
             if not any(key == _dotted(path) for key, _ in self.problems):
                 self.problems.append((_dotted(path), str(error)))
@@ -124,10 +142,15 @@ class _Interpolation:
                 raise InterpolationError(f"the text becomes longer than {MAX_LENGTH} characters")
         return "".join(pieces)
 
+    def note_environment(self) -> None:
+        """All values that are being expanded now get something of the environment."""
+        self.from_environment.update(self.open)
+
     def follow(self, reference: str, path: tuple[str, ...]) -> Any:
         """The value that one reference means."""
         environment = _ENVIRONMENT.match(reference)
         if environment:
+            self.note_environment()
             found = os.environ.get(environment[1], environment[2])
             if found is None:
                 raise InterpolationError(f"the environment variable {environment[1]} is not set")

@@ -36,6 +36,7 @@ class LoadedSettings:
         plugins: modules and files that every process loads.
         sources: files that the settings came from, lowest first, and ``command line``.
         changes: values that a higher layer replaced.
+        from_environment: path of each value that holds something of an environment variable -> its text as written.
     """
 
     resolved: DictConfig
@@ -44,6 +45,20 @@ class LoadedSettings:
     plugins: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     changes: dict[str, Change] = field(default_factory=dict)
+    from_environment: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """All settings as plain values, for files and the screen.
+
+        What came from the environment stands there as it was written, ``${oc.env:NAME}``: it may be a secret, and
+        records are shown to others.
+        """
+        from omegaconf import OmegaConf
+
+        values: Any = OmegaConf.to_container(self.resolved)
+        for path, written in self.from_environment.items():
+            _put(values, path, written)
+        return values
 
 
 def load_settings(arguments: list[str], below: LoadedSettings | None = None) -> LoadedSettings:
@@ -64,9 +79,10 @@ def load_settings(arguments: list[str], below: LoadedSettings | None = None) -> 
         layers.insert(0, _as_layer(below))
     plugins, problems = _announce(layers)
     composed = compose(layers)
-    values, broken = interpolate(composed.values, defaults())
+    followed = interpolate(composed.values, defaults())
+    values = followed.values
     problems += composed.problems
-    problems += [f"{key} ({composed.origin(key) or 'default'}): {text}" for key, text in broken]
+    problems += [f"{key} ({composed.origin(key) or 'default'}): {text}" for key, text in followed.problems]
     full = complete(values)
     problems += check_settings(full, composed)
     if problems:
@@ -78,7 +94,20 @@ def load_settings(arguments: list[str], below: LoadedSettings | None = None) -> 
         plugins=plugins,
         sources=[layer.source for layer in layers],
         changes=composed.changes,
+        from_environment=followed.from_environment,
     )
+
+
+def _put(values: Any, path: tuple[str, ...], text: str) -> None:
+    """Replaces what stands at ``path``, if anything does."""
+    for depth, part in enumerate(path):
+        key: Any = int(part) if isinstance(values, list) else part
+        there = isinstance(values, dict) and key in values or isinstance(values, list) and key < len(values)
+        if not there:
+            return
+        if depth == len(path) - 1:
+            values[key] = text
+        values = values[key]
 
 
 def _as_layer(settings: LoadedSettings) -> Layer:

@@ -19,10 +19,7 @@ def show_text(loaded: LoadedSettings) -> str:
 
     An option that was not given is shown with its default from the component's signature.
     """
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(loaded.resolved)
-    assert isinstance(values, dict)
+    values = loaded.record()
     engine = component_at("engines", values["ENGINE"]["name"])
     used = engine.facts.get("used_sections", tuple(fields_of(Settings)))
     writer = _Writer(Composed(origins=loaded.origins))

@@ -135,10 +135,21 @@ def take_place(environment: Any, port: int | None) -> None:
         RANK=str(environment.global_rank),
         WORLD_SIZE=str(environment.num_tasks),
         LOCAL_RANK=str(environment.local_rank),
-        LOCAL_WORLD_SIZE=str(environment.num_tasks // environment.num_nodes),
+        LOCAL_WORLD_SIZE=str(_tasks_here(environment)),
         MASTER_ADDR="127.0.0.1" if alone else environment.hostnames[0],
         MASTER_PORT=str(port or 20000 + job % 12000),  # below the ports that systems hand out by themselves
     )
+
+
+def _tasks_here(environment: Any) -> int:
+    """Tasks on this node. An allocation may be uneven: Slurm counts ``2(x3),1`` for three nodes of 2 and one of 1."""
+    counts: list[int] = []
+    for word in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", word)
+        counts += [int(found[1])] * int(found[2] or 1) if found else []
+    if len(counts) == environment.num_nodes and sum(counts) == environment.num_tasks:
+        return counts[environment.node]
+    return max(1, environment.num_tasks // environment.num_nodes)
 
 
 def take_place_under_srun(port: int | None) -> bool:

@@ -130,6 +130,9 @@ def estimate(loaded: LoadedSettings) -> Estimate:
         _Pass(imitation, model, teacher, loss, plan, (channels, transform.sizes), device), processes > 1
     )
     rows.append(Row("loss state", state_of(loss), state_of(loss)))
+    if processes > 1:
+        start = readable(held.at_the_start())
+        remarks.append(f"With sharding, every process holds the whole network ({start}) for a moment at the start.")
     return Estimate(processes, facts, counts, [*rows, *more], files, [*problem, *remarks, _LEFT_OUT])
 
 

@@ -220,13 +220,13 @@ def record_of(loaded: Any, given: SetUp, scored: list[Scored]) -> dict[str, Any]
 
 def origin_of(loaded: Any, given: SetUp) -> dict[str, Any]:
     """Weights, images and settings that results come from, for the record."""
-    settings, weights = loaded.resolved, given.weights
+    settings, written, weights = loaded.resolved, loaded.record(), given.weights
     return {
         "weights": {"path": str(weights.path), "sha256": weights.digest, "backbone": weights.record},
         "data": {} if given.probe is None else given.probe.facts(),
         "settings": {
-            "EVALUATION": plain_values(settings.EVALUATION),
-            "EVALUATE": plain_values(settings.EVALUATE),
+            "EVALUATION": written["EVALUATION"],
+            "EVALUATE": written["EVALUATE"],
             "SEED": settings.SEED,
         },
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from vissl_like.losses.base import Loss
@@ -16,6 +16,7 @@ from vissl_like.models.ssl_model import SSLModel
 from vissl_like.models.teachers.base import Teacher
 from vissl_like.registry import OPTIMIZERS
 from vissl_like.trainer.components import build
+from vissl_like.trainer.sharding import divided_parameters, roots_of
 
 Rule = Callable[[int], int]
 """Elements of a parameter -> bytes that the optimizer keeps for it."""
@@ -93,7 +94,7 @@ class Held:
         self.accumulation, self.rules = accumulation, rules
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         networks = [model, *(teacher.children() if teacher is not None else ())]
-        self.divided = {id(p) for network in networks for p in _divided(network)}  # type: ignore[arg-type]
+        self.divided = {id(p) for network in networks for p in divided_parameters(network)}  # type: ignore[arg-type]
         self.momenta = sum(rules[p.ndim](p.numel()) for p in self.trainable)
 
     def share(self, parameter: Tensor) -> int:
@@ -113,21 +114,24 @@ class Held:
         times = self.momenta / max(1, bytes_of(self.trainable))
         taught = [] if self.teacher is None else list(self.teacher.parameters())
         buffers = bytes_of([*self.model.buffers(), *([] if self.teacher is None else self.teacher.buffers())])
-        gradients = self._row("gradients", self.trainable)
         rows = [
             self._row("weights", list(self.model.parameters())),
-            gradients,
+            self._row("gradients", self.trainable),
             Row(f"optimizer state ({optimizer}: {times:.3g} x weights)", self.momenta, momenta_sharded),
             self._row("teacher", taught),
             Row("buffers, and a copy for skipped updates", 2 * buffers, 2 * buffers),
         ]
         if self.processes > 1:
-            rows.append(Row("gradients once more, in DDP's buckets", gradients.whole, 0))
             rows.append(Row("largest block gathered: weights, gradients", 0, 2 * largest_group(self.model)))
             if self.accumulation > 1:
                 divided = [parameter for parameter in self.trainable if id(parameter) in self.divided]
                 rows.append(Row("gradients of micro-batches, not yet divided", 0, bytes_of(divided)))
         return [row for row in rows if row.whole or row.sharded]
+
+    def at_the_start(self) -> int:
+        """Bytes of a sharded process for a moment: it builds the whole network before it gives rows of it away."""
+        networks = [self.model, *([] if self.teacher is None else [self.teacher])]
+        return sum(bytes_of([*network.parameters(), *network.buffers()]) for network in networks)
 
     def _row(self, label: str, tensors: list[Parameter]) -> Row:
         return Row(label, bytes_of(tensors), sum(self.share(tensor) * tensor.element_size() for tensor in tensors))
@@ -153,12 +157,5 @@ def largest_group(network: SSLModel) -> int:
     """
     blocks = [bytes_of(block.parameters()) for block in blocks_of(network.trunk)]
     beside = bytes_of(network.trunk.parameters()) - sum(blocks)
-    parts = [bytes_of(network.head.get_submodule(name).parameters()) for name in network.head.sharded_parts]
+    parts = [bytes_of(root.parameters()) for root in roots_of(network) if root is not network.trunk]
     return max([beside + max(blocks, default=0), *parts])
-
-
-def _divided(network: SSLModel) -> list[Parameter]:
-    """Parameters of which a sharded process has some rows, as ``trainer.sharding`` does it."""
-    parts: list[nn.Module] = [network.trunk]
-    parts += [network.head.get_submodule(name) for name in network.head.sharded_parts]
-    return [parameter for part in parts for parameter in part.parameters() if parameter.ndim]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vissl_like.config.yaml_text import dump_yaml
 from vissl_like.distributed import comm
 from vissl_like.engines.gallery import (
     Gallery,
@@ -233,14 +234,12 @@ def _subtitle(settings: Any, weights: Weights | None) -> str:
 
 def _settings_texts(loaded: Any, output_dir: Path) -> list[tuple[str, str]]:
     """The settings of the training run where it left them, else those of this command."""
-    from omegaconf import OmegaConf
-
     texts = []
     for name, title in (("settings_given.yaml", "As given"), ("settings_resolved.yaml", "Resolved, every value")):
         file = output_dir / name
         if file.is_file():
             texts.append((f"{title} ({name})", file.read_text(encoding="utf-8")))
-    return texts or [("Of this command", OmegaConf.to_yaml(loaded.resolved, resolve=True))]
+    return texts or [("Of this command", dump_yaml(loaded.record()))]
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:

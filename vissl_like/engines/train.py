@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from vissl_like.compat.classy import ClassyTrainer
 from vissl_like.config.yaml_text import dump_yaml
@@ -18,7 +17,7 @@ from vissl_like.data.loader import explain_worker_death
 from vissl_like.distributed import comm
 from vissl_like.registry import ENGINES
 from vissl_like.trainer.build import build_run, changed_settings
-from vissl_like.trainer.checkpoint import CheckpointStore
+from vissl_like.trainer.checkpoint import Checkpoint, CheckpointStore
 from vissl_like.trainer.lock import FolderLock
 from vissl_like.trainer.run import Run
 from vissl_like.trainer.signals import StopSignals
@@ -59,12 +58,12 @@ class TrainEngine:
         lock = FolderLock(output_dir)
         with StopSignals() as signals, _on_main(lock):
             # Before anything is built: whether weights are read from their file depends on a checkpoint to go on from.
-            if comm.is_main():
-                CheckpointStore(output_dir / "checkpoints", 1, None, None, _tell_before_start).repair()
-            comm.barrier()
-            run = build_run(self.loaded, output_dir, signals)
+            store = CheckpointStore(output_dir / "checkpoints", 1, None, None, _tell_before_start)
+            newest = comm.broadcast_object(store.repair() if comm.is_main() else None)
+            run = build_run(self.loaded, output_dir, signals, resuming=newest is not None)
             try:
-                self._take_up(run)
+                if newest is not None:
+                    self._take_up(run, newest)
                 write_records(self.loaded, output_dir, run)
                 ClassyTrainer().train(run)
             except BaseException as error:
@@ -82,12 +81,9 @@ class TrainEngine:
             )
         return EXIT_CODES.get(run.stop_reason, 3)
 
-    def _take_up(self, run: Run) -> None:
+    def _take_up(self, run: Run, newest: Checkpoint) -> None:
         """Resumes as CHECKPOINT.resume says, and never silently under other settings."""
         mode = self.loaded.resolved.CHECKPOINT.resume
-        newest = comm.broadcast_object(run.parts.store.newest() if comm.is_main() else None)
-        if newest is None:
-            return
         if mode == "never":
             raise UserError(
                 f"OUTPUT_DIR {run.output_dir} holds a checkpoint of step {newest.step} and CHECKPOINT.resume is "
@@ -141,7 +137,7 @@ def write_records(loaded: Any, output_dir: Path, run: Run) -> None:
 
 def _write_records(loaded: Any, output_dir: Path) -> None:
     write_atomic(output_dir / "settings_given.yaml", dump_yaml(loaded.given))
-    write_atomic(output_dir / "settings_resolved.yaml", dump_yaml(OmegaConf.to_container(loaded.resolved)))
+    write_atomic(output_dir / "settings_resolved.yaml", dump_yaml(loaded.record()))
     write_json(output_dir / "environment.json", describe_environment())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from vissl_like.distributed import comm, watchdog
-from vissl_like.records import Batch, ModelOutput, Progress
+from vissl_like.records import Batch, ModelOutput, Progress, Skipped
 from vissl_like.trainer.parts import Parts
 
 
@@ -21,10 +21,14 @@ class EpochFeatures:
     Args:
         parts: of the run.
         progress: at the first step of the epoch.
+
+    Attributes:
+        skipped: images that this process could not read in the passes so far.
     """
 
     def __init__(self, parts: Parts, progress: Progress):
         self._parts, self._progress = parts, progress
+        self.skipped = list[Skipped]()
 
     @torch.no_grad()
     def one_pass(self, views: Sequence[int]) -> Iterator[tuple[Batch, list[ModelOutput]]]:
@@ -33,7 +37,8 @@ class EpochFeatures:
         parts.model.head.before_forward(self._progress)
         stage = f"pass over the data before step {step}"
         watchdog.beat(stage)
-        for batch in parts.make_loader(step, step + self._progress.steps_per_epoch):
+        loader = parts.make_loader(step, step + self._progress.steps_per_epoch)
+        for batch in loader:
             watchdog.beat(stage)
             if any(comm.all_gather_object(parts.signals.requested)):
                 raise StoppedBetweenEpochs
@@ -41,3 +46,4 @@ class EpochFeatures:
                 outputs = [parts.model([parts.step.normalise(batch.views[view])]) for view in views]
             yield batch, outputs
         watchdog.rest()
+        self.skipped += loader.skipped

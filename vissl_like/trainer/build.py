@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from vissl_like.config import Plan, make_plan
 from vissl_like.config.schema import defaults
@@ -77,13 +76,14 @@ def choose_device(settings: Any) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
+def build_run(loaded: Any, output_dir: Path, signals: StopSignals, resuming: bool) -> Run:
     """Everything a training run needs, from checked settings.
 
     Args:
         loaded: ``LoadedSettings``.
         output_dir: where the run writes.
         signals: notes Ctrl-C and termination.
+        resuming: a checkpoint will be loaded, so that weights need not be read from their file.
     """
     settings = loaded.resolved
     device = choose_device(settings)
@@ -93,7 +93,6 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         settings, len(dataset), comm.world_size(), device.type, bf16_supported(device.type), available_cores()
     )
     transform = build(TRANSFORMS, settings.DATA.TRANSFORM, dataset.channels)
-    resuming = any((output_dir / "checkpoints").glob("step_*"))
     model, weights_text = build_model(settings, dataset.channels, device, plan, load=not resuming)
     loss = build_loss(settings, plan, model, transform.num_views, device)
     teacher = None if settings.MODEL.TEACHER is None else build(TEACHERS, settings.MODEL.TEACHER, model)
@@ -138,7 +137,7 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals) -> Run:
         plugins=list(loaded.plugins),
         record=_backbone_record(settings, dataset, model, transform, backbone),
         banner=_banner(settings, plan, dataset, loss, weights_text, device, taught=backbone is not model),
-        settings_record=OmegaConf.to_container(settings, resolve=True),  # type: ignore[arg-type]
+        settings_record=loaded.record(),
         policy=NonFinitePolicy(settings.TRAIN.non_finite, settings.TRAIN.max_skipped_updates),
         signals=signals,
     )

@@ -102,22 +102,32 @@ class CheckpointStore:
             self._prune()
         return final
 
-    def repair(self) -> None:
+    def repair(self) -> Checkpoint | None:
         """Sets damaged checkpoints aside (said; the files stay) and removes what killed runs left half-written.
 
+        Digests are computed from the newest on, until one is sound: reading all that were ever kept would take long.
+        Those before it are checked for missing and short files.
+
         Call it on the main process while no other run can write here.
+
+        Returns:
+            the newest sound checkpoint.
         """
-        for step, folder in self._folders():
-            problem, _ = inspect_checkpoint(folder)
+        newest = None
+        for step, folder in sorted(self._folders(), reverse=True):
+            problem, manifest = inspect_checkpoint(folder, digests=newest is None)
             if problem is not None:
                 aside = folder.with_name(f".step_{step:08d}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
                 self.say(f"checkpoint {folder.name} is damaged ({problem}); it is now {aside}", "warning")
+            elif newest is None:
+                newest = Checkpoint(folder, step, manifest)
         leftovers = self.folder.glob(".step_*") if self.folder.is_dir() else ()
         for stray in leftovers:
             if stray.suffix in (".tmp", ".removed"):
                 shutil.rmtree(stray, ignore_errors=True)
+        return newest
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose files are all there and undamaged; damaged ones are said and passed over."""
@@ -221,8 +231,8 @@ class CheckpointStore:
         return None
 
 
-def inspect_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a checkpoint folder (None if nothing), and its manifest."""
+def inspect_checkpoint(folder: Path, digests: bool = True) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a checkpoint folder (None if nothing), and its manifest; ``digests``: every byte is read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         world_size = manifest["world_size"]
@@ -241,7 +251,7 @@ def inspect_checkpoint(folder: Path) -> tuple[str | None, dict[str, Any]]:
                 return f"{name} is missing", manifest
             if file.stat().st_size != facts["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}", manifest
-            if sha256(file) != facts["sha256"]:
+            if digests and sha256(file) != facts["sha256"]:
                 return f"{name} does not match its digest", manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"manifest.json cannot be read: {type(error).__name__}: {error}", {}

@@ -99,7 +99,13 @@ def wrap(model: SSLModel, teacher: Teacher | None, device: torch.device, shardin
             shard(network, device)  # type: ignore[arg-type]
         return FullySharded(model, device, same_buffers=_has_local_norm(model))
     devices = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, **_buffer_sync(model))  # type: ignore[arg-type]
+    # Gradients lie in the buckets that are averaged: no copy, and no second set of them.
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=devices,
+        gradient_as_bucket_view=True,
+        **_buffer_sync(model),  # type: ignore[arg-type]
+    )
 
 
 def _buffer_sync(model: SSLModel) -> dict[str, bool]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
 from collections.abc import Generator, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vissl_like.compat.classy import ClassyTask
 from vissl_like.distributed import comm, watchdog
 from vissl_like.distributed.sharding import whole_state
 from vissl_like.hooks.base import Event
-from vissl_like.records import Batch, Progress
+from vissl_like.records import Batch, Progress, Skipped
 from vissl_like.trainer.between_epochs import EpochFeatures, StoppedBetweenEpochs
 from vissl_like.trainer.checkpoint import Checkpoint, load_states, wall_clock
 from vissl_like.trainer.network import resume_teacher
@@ -26,6 +25,7 @@ from vissl_like.trainer.rng import restore_rng_state, rng_state
 from vissl_like.trainer.sharded_state import load_into, put_together, take_out
 from vissl_like.trainer.step import StepReport
 from vissl_like.utils.errors import UserError
+from vissl_like.utils.files import new_private_folder
 
 
 class Run(ClassyTask):
@@ -59,6 +59,7 @@ class Run(ClassyTask):
         self._batches: Iterator[Batch] | None = None
         self._saved_at: int | None = None
         self._known_skipped = 0
+        self._told_skipped: set[str] = set()
 
     # -- what hooks may call ----------------------------------------------------------------------------------------
 
@@ -183,20 +184,21 @@ class Run(ClassyTask):
         self._loader = self.parts.make_loader(self.progress.step)
         self.model.train()
         self._tell("on_start")
-        for image in self.dataset.skipped:
-            self.emit("skipped_image", path=image.path, reason=image.reason)
+        self._tell_skipped(self.dataset.skipped if self.is_main else [])
 
     def on_phase_start(self) -> None:
         """An epoch begins, or goes on after a resume."""
         self._phase = self.progress.step // self.progress.steps_per_epoch
         if self.progress.step % self.progress.steps_per_epoch == 0 and not self.done_training():
             watchdog.rest()  # clustering takes as long as it takes; a pass over the images says that it goes on
+            features = EpochFeatures(self.parts, self.progress)
             try:
-                self.loss.before_epoch(EpochFeatures(self.parts, self.progress), self.progress)
+                self.loss.before_epoch(features, self.progress)
             except StoppedBetweenEpochs:
                 self._agree_on_stop()
                 if self.progress.step == 0:
                     self._saved_at = 0  # nothing is trained, and half a pass is worth nothing: it is begun anew
+            self._tell_skipped(features.skipped)
         self._tell("on_phase_start")
 
     def train_step(self) -> None:
@@ -249,11 +251,14 @@ class Run(ClassyTask):
     def _rescue(self, reason: str) -> None:
         """The last state could not be written where it belongs: puts it into the system's folder for temporary files.
 
+        Where the processes are on several machines it is the home folder, which clusters share between them.
+
         Raises:
             UserError: always, with the place; the run did not end well.
         """
-        place = comm.broadcast_object(Path(tempfile.gettempdir()) / f"vissl_like_rescue_{os.getpid()}")
         where_it_belongs = self.parts.store.folder
+        shared = comm.local_world_size() < comm.world_size()
+        place = comm.broadcast_object(new_private_folder("vissl_like_rescue_", shared) if comm.is_main() else None)
         self.parts.store.folder = place
         saved = self.save_checkpoint(reason)
         if saved is None:
@@ -300,7 +305,12 @@ class Run(ClassyTask):
         if comm.active() != gather:
             return
         skipped = self._loader.skipped
-        for images in comm.all_gather_object(skipped[self._known_skipped :]):
-            for image in images:
-                self.emit("skipped_image", path=image.path, reason=image.reason)
+        self._tell_skipped(skipped[self._known_skipped :])
         self._known_skipped = len(skipped)
+
+    def _tell_skipped(self, mine: list[Skipped]) -> None:
+        """Images that this process and all others met and could not read; each is told once in a run."""
+        for image in chain.from_iterable(comm.all_gather_object(mine)):
+            if image.path not in self._told_skipped:
+                self._told_skipped.add(image.path)
+                self.emit("skipped_image", path=image.path, reason=image.reason)

@@ -36,8 +36,7 @@ def shard(network: SSLModel, device: torch.device) -> list[nn.Module]:
             tensor.copy_(comm.broadcast(tensor))
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     options: Any = {"mesh": init_device_mesh(device.type, (comm.world_size(),)), "reshard_after_forward": True}
-    parts = [network.head.get_submodule(name) for name in network.head.sharded_parts]
-    roots = [part for part in (network.trunk, *parts) if any(True for _ in part.parameters())]
+    roots = roots_of(network)
     for block in blocks_of(network.trunk):
         block.register_forward_hook(_no_view)
         fully_shard(block, ignored_params=_scalars(block), **options)
@@ -45,6 +44,17 @@ def shard(network: SSLModel, device: torch.device) -> list[nn.Module]:
         root.register_forward_hook(_no_view)
         fully_shard(root, ignored_params=_scalars(root), **options)
     return roots
+
+
+def roots_of(network: SSLModel) -> list[nn.Module]:
+    """The outermost modules that are divided: the trunk, and the parts of the head that it names."""
+    parts = [network.head.get_submodule(name) for name in network.head.sharded_parts]
+    return [part for part in (network.trunk, *parts) if any(True for _ in part.parameters())]
+
+
+def divided_parameters(network: SSLModel) -> list[Parameter]:
+    """Parameters of which each process has, or will have, some rows."""
+    return [p for root in roots_of(network) for p in root.parameters() if p.dim()]
 
 
 def _no_view(_module: nn.Module, _inputs: Any, output: Any) -> Any:

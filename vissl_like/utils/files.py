@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ def flush_folder(path: Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Atomic, indented, valid JSON (no NaN)."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def new_private_folder(prefix: str, shared: bool) -> Path:
+    """A new folder that only this user may enter, with a name that nobody can guess.
+
+    Args:
+        prefix: its name begins so.
+        shared: in the home folder, which machines of a cluster share, instead of the system's for temporary files.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=Path.home() if shared else None))
 
 
 def sha256(path: Path) -> str:
