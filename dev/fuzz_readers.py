@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vissl_like.config import load_settings
+from vissl_like.data.datasets.base import UnreadableImage
 from vissl_like.data.datasets.file_list import _Listed, _read
 from vissl_like.data.scan import FolderScan, scan_folder
 from vissl_like.data.tar_scan import TarIndex, scan_archives
@@ -177,7 +178,7 @@ def _lists_target(folder: Path) -> Target:
         dataset = DATASETS.get("file_list")(path=str(file))
         return [dataset.read(index) for index in range(min(3, len(dataset)))]
 
-    return Target(inputs, read, (UserError,), 0.2)
+    return Target(inputs, read, (UserError, UnreadableImage), 0.2)  # a run passes unreadable images over, and says so
 
 
 def _arrays_target(folder: Path) -> Target:

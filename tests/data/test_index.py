@@ -227,7 +227,9 @@ def test_what_nobody_uses_is_removed(flat_folder, settle, own_cache):
 def test_processes_that_start_together_scan_once(flat_folder, settle, own_cache, monkeypatch):
     """The first is held up in its scan until the second waits for it."""
     settle(flat_folder)
-    script = "import sys; from vissl_like.registry import DATASETS; print(len(DATASETS.get('folder')(path=sys.argv[1])))"
+    script = (
+        "import sys; from vissl_like.registry import DATASETS; print(len(DATASETS.get('folder')(path=sys.argv[1])))"
+    )
     second = []
 
     def slow(walk, original=scan._Walk.run):

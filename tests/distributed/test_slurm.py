@@ -17,6 +17,7 @@ from vissl_like.config.schema import SlurmSettings
 from vissl_like.distributed import job as job_module
 from vissl_like.distributed.slurm import freeze, parameters_of, submit_run
 from vissl_like.engines.cli import main
+from vissl_like.utils.environment import describe_environment
 from vissl_like.utils.errors import SettingsError, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +150,14 @@ def test_submitting_says_how_to_follow_and_cancel(tmp_path, fake_slurm, capsys):
     assert f"tail -n +1 -F {log}.out {log}.err" in told and str(tmp_path / "out/slurm/77_3_log.out") in told
     assert "4 processes (nodes * tasks_per_node) on 2 nodes" in told
     assert "--nodes=2" in (fake_slurm / "job.sh").read_text()
-    assert f"PYTHONPATH={ROOT}" in (fake_slurm / "env").read_text()
+    copies = f"{tmp_path / 'out/slurm/code_'}"  # Python finds the copy of the code, from whatever folder it starts
+    assert f"PYTHONPATH={copies}" in (fake_slurm / "env").read_text()
+    assert (fake_slurm / "pwd").read_text().startswith(copies)
+
+
+def test_without_a_snapshot_the_job_runs_the_code_in_its_place(tmp_path, fake_slurm):
+    assert main(arguments(tmp_path / "out", *SLURM, "config.SLURM.snapshot=false")) == 0
+    assert f"PYTHONPATH={ROOT}" in (fake_slurm / "env").read_text() and not list(tmp_path.glob("out/slurm/code_*"))
     assert Path((fake_slurm / "pwd").read_text().strip()) == Path.cwd()
 
 
@@ -183,7 +191,9 @@ def test_folders_that_job_files_cannot_name(tmp_path, name):
 def test_what_is_edited_after_submission_does_not_reach_the_job(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("BASES: [quick/synthetic]\nSEED: 5\nLOSS: {temperature: 0.25}\n")
-    loaded = load_settings([f"config={file}", "config.TRAIN.length=3 steps", *arguments(tmp_path / "out", *SLURM)])
+    # Without copies of plugins: this process cannot take up a component a second time.
+    given = ["config.TRAIN.length=3 steps", "config.SLURM.snapshot=false"]
+    loaded = load_settings([f"config={file}", *given, *arguments(tmp_path / "out", *SLURM)])
     frozen = freeze(loaded)
     file.write_text("SEED: 6\n")
     again = load_settings(frozen).resolved
@@ -201,7 +211,6 @@ def test_two_processes_as_a_job_of_this_machine(tmp_path, capfd):
         "config.SLURM.tasks_per_node=2",
         "config.SEED=11",
         "config.SLURM.cpus_per_task=2",
-        "config.SLURM.snapshot=true",
     ]
     assert main(arguments(out, *LOCAL, *more)) == 0
     places = [json.loads((out / f"place_{rank}.json").read_text()) for rank in (0, 1)]
@@ -211,6 +220,7 @@ def test_two_processes_as_a_job_of_this_machine(tmp_path, capfd):
         assert (place["sum"], place["seed"], place["threads"]) == (3, 11, 2)
         assert place["cwd"] == os.getcwd()
         assert Path(place["code"]).parent == out / "slurm" and Path(place["code"]).name.startswith("code_")
+        assert (Path(place["code"]) / "COPIED_FROM").read_text() == describe_environment()["git"]
     told = capfd.readouterr().out
     assert "ended with exit status 0" in told
     (log,) = out.glob("slurm/*_0_log.err")
@@ -264,8 +274,10 @@ def test_the_place_among_processes_of_several_machines(monkeypatch):
 
 @pytest.mark.parametrize(
     ("told", "node", "nodes", "tasks", "here"),
-    [("3,1", 0, 2, 4, "3"), ("3,1", 1, 2, 4, "1"), ("2(x3),1", 2, 4, 7, "2"), ("2(x3),1", 3, 4, 7, "1")]
-    + [("2(x2)", 1, 2, 4, "2"), ("", 1, 2, 4, "2"), ("4", 0, 2, 4, "2"), ("x", 0, 2, 1, "1")],
+    [
+        *[("3,1", 0, 2, 4, "3"), ("3,1", 1, 2, 4, "1"), ("2(x3),1", 2, 4, 7, "2"), ("2(x3),1", 3, 4, 7, "1")],
+        *[("2(x2)", 1, 2, 4, "2"), ("", 1, 2, 4, "2"), ("4", 0, 2, 4, "2"), ("x", 0, 2, 1, "1")],
+    ],
 )
 def test_the_processes_of_an_uneven_allocation(monkeypatch, told, node, nodes, tasks, here):
     for word in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

@@ -150,7 +150,10 @@ def dangers(source):
 
 def test_dangerous_calls_are_absent():
     """No code from files: torch.load says weights_only, no pickle loads but the plugins' own, no eval, no shell."""
-    files = [*SOURCES, *(file for folder in ("tools", "extra_scripts", "dev") for file in ROOT.glob(f"{folder}/**/*.py"))]
+    files = [
+        *SOURCES,
+        *(file for folder in ("tools", "extra_scripts", "dev") for file in ROOT.glob(f"{folder}/**/*.py")),
+    ]
     found = {(file.name, call) for file in files for call in dangers(file.read_text(encoding="utf-8"))}
     assert found == ALLOWED
 

@@ -17,8 +17,9 @@ def test_a_pass_is_watched_batch_by_batch_and_what_follows_is_not(monkeypatch):
         return views[0].sum()
 
     model.head = SimpleNamespace(before_forward=lambda progress: None)
+
     class Loader(list):
-        skipped = [Skipped("a.png", "cut short")]
+        skipped = (Skipped("a.png", "cut short"),)
 
     parts = SimpleNamespace(
         model=model,

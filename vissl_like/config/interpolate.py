@@ -2,8 +2,8 @@
 
 The two forms of OmegaConf that settings need, with its meaning: a reference is a dotted key from the root, or relative
 with leading dots (``${.path}`` is the neighbour of the value it stands in); ``${oc.env:NAME,default}`` is text. A value
-that is one reference takes the target's value and type; inside a longer text a plain target is inserted as text. What came
-from the environment, be it through other settings, is noted: records show the reference in its place.
+that is one reference takes the target's value and type; inside a longer text a plain target is inserted as text. What
+came from the environment, be it through other settings, is noted: records show the reference in its place.
 """
 
 from __future__ import annotations

@@ -72,5 +72,5 @@ class SlurmSettings:
     )
     max_requeues: int = setting(100, "Index", "how many times the run puts itself back into the queue")
     parallel_jobs: int = setting(16, "Count", "jobs of a sweep that run at the same time")
-    snapshot: bool = setting(False, "bool", "run a copy of the code and plugins, made now: later edits do not reach it")
+    snapshot: bool = setting(True, "bool", "run a copy of the code and plugins, made now: later edits do not reach it")
     wait: bool = setting(False, "bool", "wait for the job, and end with its exit status")

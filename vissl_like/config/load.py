@@ -102,8 +102,7 @@ def _put(values: Any, path: tuple[str, ...], text: str) -> None:
     """Replaces what stands at ``path``, if anything does."""
     for depth, part in enumerate(path):
         key: Any = int(part) if isinstance(values, list) else part
-        there = isinstance(values, dict) and key in values or isinstance(values, list) and key < len(values)
-        if not there:
+        if not (key in values if isinstance(values, dict) else isinstance(values, list) and key < len(values)):
             return
         if depth == len(path) - 1:
             values[key] = text

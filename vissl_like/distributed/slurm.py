@@ -20,6 +20,7 @@ from vissl_like.config.resolve import JobPlan, plan_job
 from vissl_like.config.yaml_text import dump_yaml
 from vissl_like.distributed.job import JobTask
 from vissl_like.registry import ENGINES
+from vissl_like.utils.environment import COPIED_FROM, git_state
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.files import write_atomic
 
@@ -186,6 +187,7 @@ def copy_code(folder: Path) -> Path:
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=unwanted)
     if configs_folder().parent != _PACKAGE:
         shutil.copytree(configs_folder(), folder / "configs", ignore=unwanted)
+    (folder / COPIED_FROM).write_text(git_state(), encoding="utf-8")
     return folder
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vissl_like.compat.faiss import get_faiss
+from vissl_like.distributed import watchdog
 from vissl_like.evaluation.base import EvaluationResult, FeatureEvaluation, Features, required_labels
 from vissl_like.meters.accuracy import AccuracyMeter
 from vissl_like.registry import EVALUATIONS
@@ -111,6 +112,7 @@ def nearest_rows(
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     start = 0
     for part in bank.split(min(BANK_ROWS, _rows_of(bank, BANK_BYTES))):
+        watchdog.go_on("comparing features")  # millions of them, amid a training
         part = part.to(device).float()
         if cosine:
             part = functional.normalize(part, dim=1)

@@ -25,6 +25,10 @@ PACKAGES = (
 )
 
 
+COPIED_FROM = "COPIED_FROM"
+"""File beside a copy of the package: ``git_state`` of the original."""
+
+
 def describe_environment() -> dict[str, str]:
     """Versions of Python and of the packages used, the machine, the git commit of the source (if it is a checkout)."""
     from vissl_like import __version__
@@ -37,7 +41,7 @@ def describe_environment() -> dict[str, str]:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
-    facts["git"] = _git_state()
+    facts["git"] = git_state()
     return facts
 
 
@@ -57,10 +61,12 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _git_state() -> str:
+def git_state() -> str:
+    """Commit of the source, and whether it was changed since; of a copy, that of what it was copied from."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return "not a checkout"
+        copied = root / COPIED_FROM
+        return copied.read_text(encoding="utf-8") if copied.is_file() else "not a checkout"
     try:
         ask = lambda *words: subprocess.run(  # noqa: E731
             ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=5, check=True
