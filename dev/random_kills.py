@@ -2,10 +2,10 @@
 
 Every method, with one process and with two. A straight run is made by the ordinary command; a control run, which is
 never killed, is made as the killed ones are, and tells how long they take. A run is then killed up to five times: at a
-moment that is uniform over the life of a run (behind the launcher, for half of them, from its first instant) or, for the
-share ``--aimed``, while a checkpoint is being written (one is written at every step). Its end must be that of the
-straight run, bit by bit. Killed are: the process; with two processes started as torchrun does, one of them or both; with
-the built-in launcher, the launcher, one process or all.
+moment that is uniform over the life of a run (behind the launcher, for half of them, from its first instant) or, for
+the share ``--aimed``, while a checkpoint is being written (one is written at every step). Its end must be that of the
+straight run, bit by bit. Killed are: the process; with two processes started as torchrun does, one of them or both;
+with the built-in launcher, the launcher, one process or all.
 
 Usage: python dev/random_kills.py --out DIR [--kills 200] [--seed 0] [--only swav,dino] [--aimed 0.4] [--jobs 1]
 The same command again makes what is missing. Leaves DIR/random_kills.md and .json; exit status 1 if any run could not
