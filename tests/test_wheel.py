@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 def installed(tmp_path_factory):
     """Folder with the wheel's content; built from a copy, so that the checkout stays as it is."""
     place = tmp_path_factory.mktemp("wheel")
-    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, place / name)
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
     for name in ("vissl_like", "configs"):
         shutil.copytree(ROOT / name, place / name, ignore=ignored)
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
@@ -45,6 +45,14 @@ def test_every_file_that_is_needed_is_in_it(installed):
         "extra_scripts",
         "configs",
     }
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the native kernel needs a C compiler")
+def test_the_native_kernel_is_in_it(installed):
+    code = "from vissl_like.data.transforms import native; print(native.why(), native.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(installed), "VISSL_LIKE_NATIVE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "by the native kernel" in done.stdout and str(installed) in done.stdout, done.stderr
 
 
 def test_it_trains_without_the_checkout(installed, tmp_path):

@@ -3,6 +3,8 @@ import logging
 import os
 import pickle
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -504,7 +506,7 @@ class TestCache:
             copied.read(0)  # another process begins with nothing
 
     def test_stops_at_the_limit_and_says_so_once(self, flat_folder, monkeypatch, caplog):
-        monkeypatch.setattr(cache, "MEMORY_LIMIT", cache._used + 3 * 12 * 10 * 4 + 1)
+        monkeypatch.setattr(cache, "MEMORY_LIMIT", cache._used + 3 * 12 * 10 * 3 + 1)
         monkeypatch.setattr(cache, "_announced", False)
         dataset = build("folder", path=flat_folder, cache="ram")
         with caplog.at_level(logging.WARNING):
@@ -512,6 +514,20 @@ class TestCache:
             assert pixels(dataset) == before
         assert len(dataset._decoded) == 3
         assert caplog.text.count("will be decoded each time") == 1
+
+    def test_threads_that_meet_at_an_image_count_it_once(self):
+        store, meeting, used = cache.DecodedImages(), threading.Barrier(4), cache._used
+
+        def load(position):
+            meeting.wait(10)  # all four have found nothing
+            return np.full((5, 4), position, np.uint8)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = [reading.result() for reading in [pool.submit(store.get, 7, load) for _ in range(4)]]
+        assert all((image == 7).all() for image in found) and len(store) == 1
+        assert cache._used == used + 20
+        del store
+        assert cache._used == used
 
     def test_memory_is_given_back(self, flat_folder):
         used = cache._used

@@ -11,16 +11,10 @@ import torch
 from PIL import Image
 from processes import run_in_processes
 
-from vissl_like.data import loader as loading
+from vissl_like.data import processes as loading
 from vissl_like.data.datasets.base import ImageDataset, UnreadableImage
-from vissl_like.data.loader import (
-    TrainLoader,
-    auto_workers,
-    explain_worker_death,
-    iterate_images,
-    iterate_workers,
-    skip_limit,
-)
+from vissl_like.data.loader import TrainLoader, auto_workers, iterate_images, skip_limit
+from vissl_like.data.processes import explain_worker_death, iterate_workers
 from vissl_like.plugins import announce_plugins
 from vissl_like.registry import DATASETS, SAMPLERS, TRANSFORMS
 from vissl_like.utils.errors import UserError

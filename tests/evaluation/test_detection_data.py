@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_objects import coco_tree, voc_tree
 
-from vissl_like.data import loader as loading
+from vissl_like.data import processes as loading
 from vissl_like.evaluation.detection_data import (
     Sample,
     Samples,

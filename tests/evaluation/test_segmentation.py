@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from vissl_like.config import load_settings
-from vissl_like.data.loader import iterate_workers
 from vissl_like.data.masked import CropBatches, Crops, MaskedImages, WholeImages
+from vissl_like.data.processes import iterate_workers
 from vissl_like.engines.evaluate import EvaluateEngine
 from vissl_like.evaluation import segmentation
 from vissl_like.evaluation.bench import Bench

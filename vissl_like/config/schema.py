@@ -35,11 +35,13 @@ class DataSettings:
     TRANSFORM: Component | None = component("transforms", "views made of each training image", "multi_crop")
     SAMPLER: Component | None = component("samplers", "order of the training images", "shuffled")
     WORKERS: int | str = setting(
-        "auto", "Index | Literal['auto']", "loading processes per training process; 0 loads in the training process"
+        "auto", "Index | Literal['auto']", "loading workers per training process; 0: images are loaded when needed"
     )
     PREFETCH: int = setting(2, "Count", "batches each worker prepares ahead", unit="batches")
     START_METHOD: str | None = setting(
-        None, "Literal['fork', 'spawn', 'forkserver'] | None", "how workers start; null is the platform's way"
+        None,
+        "Literal['thread', 'fork', 'spawn', 'forkserver'] | None",
+        "what workers are: threads, or processes that start so; null: threads on a CPU with the native kernel",
     )
     MAX_SKIPPED: int | str = setting(
         "5%", "Percent | Index", "unreadable images that are skipped before the run stops: share of the data, or number"

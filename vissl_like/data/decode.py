@@ -15,8 +15,9 @@ from functools import lru_cache
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vissl_like.data import jpeg
 from vissl_like.data.datasets.base import MAX_PIXELS, UnreadableImage
 
 EXTENSIONS = (
@@ -27,6 +28,8 @@ EXTENSIONS = (
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 _MODES = {1: "L", 3: "RGB"}
+_HEADERS = 2**22
+"""Bytes that a JPEG file may have beyond one for each value of its pixels: profiles, comments, a small preview."""
 _ORIENTATION_CARRIERS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 # Another package may have asked PIL to fill truncated images up with grey: such pictures would be learnt as they are.
@@ -56,6 +59,20 @@ def decode_file(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Image
 def decode_bytes(data: bytes, name: str, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes the image in ``data``; ``name`` is what messages call it. Otherwise as ``decode_file``."""
     return _decode(io.BytesIO(data), name, channels, max_pixels)
+
+
+def file_pixels(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """What ``decode_file`` gives as uint8 ``[H, W, 3]`` or ``[H, W]``; a plain JPEG file without PIL (see ``jpeg``)."""
+    try:
+        with open(path, "rb") as file:
+            return _pixels(file, path, channels, max_pixels)
+    except OSError as error:
+        raise UnreadableImage(path, error.strerror or str(error)) from error
+
+
+def bytes_pixels(data: bytes, name: str, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """What ``decode_bytes`` gives, as ``file_pixels``."""
+    return _pixels(io.BytesIO(data), name, channels, max_pixels)
 
 
 def read_header(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, tuple[int, int]]:
@@ -110,7 +127,25 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _decode(file: IO[bytes], name: str, channels: int, max_pixels: int) -> Image.Image:
+    return _load(_open(file, name, max_pixels), name, channels)
+
+
+def _pixels(file: IO[bytes], name: str, channels: int, max_pixels: int) -> np.ndarray:
     image = _open(file, name, max_pixels)
+    if image.format == "JPEG" and image.mode == _MODES[channels] and _is_upright(image):
+        # More bytes than pixels are no image, and not worth the memory.
+        size = file.seek(0, io.SEEK_END)
+        if size <= _HEADERS + image.width * image.height * channels:
+            file.seek(0)
+            found = jpeg.decode(file.read(size), image.mode)
+            if found is not None and found.shape[1::-1] == image.size:
+                return found
+        file.seek(0)
+        image = _open(file, name, max_pixels)
+    return np.asarray(_load(image, name, channels))
+
+
+def _load(image: Image.Image, name: str, channels: int) -> Image.Image:
     try:
         image.load()
         _turn_upright(image)
@@ -155,6 +190,17 @@ def _turn_upright(image: Image.Image) -> None:
         # Broken EXIF data say nothing about the orientation; the pixels are good.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether no record beside the pixels, as far as it can be read, says that they are to be turned."""
+    return not any(key in image.info for key in _ORIENTATION_CARRIERS) or _orientation(image) not in range(2, 9)
+
+
+def _orientation(image: Image.Image) -> object:
+    with contextlib.suppress(Exception):
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return None
 
 
 def _on_white(image: Image.Image) -> Image.Image:

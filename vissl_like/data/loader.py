@@ -1,29 +1,21 @@
-"""Batches of views, made by worker processes, and what is said when images cannot be read or a worker dies."""
+"""Batches of views, made by worker processes or by threads, and what is said when images cannot be read."""
 
 from __future__ import annotations
 
-import atexit
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
-
-import torch
-from torch.utils.data import DataLoader
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from vissl_like.data.datasets.base import ImageDataset
+from vissl_like.data.processes import PREFETCH, iterate_workers
 from vissl_like.data.samplers.base import BatchSampler, Key
+from vissl_like.data.threads import iterate_threads
 from vissl_like.data.transforms.base import ViewTransform
-from vissl_like.data.worker import ViewSource, start_worker
-from vissl_like.plugins import PluginPickle
+from vissl_like.data.worker import PackedBatch, ViewSource
 from vissl_like.records import Batch, Skipped
 from vissl_like.utils.environment import available_cores
 from vissl_like.utils.errors import UserError
 
 MOST_WORKERS = 16
-PREFETCH = 2
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class TrainLoader:
@@ -43,10 +35,12 @@ class TrainLoader:
             of the dataset such as ``1%`` (rounded up).
         start_step, total_steps: the run goes from the one, when resumed, to the other.
         pin_memory: batches come in page-locked memory (for copying to a GPU).
-        start_method: ``fork``, ``spawn``, ``forkserver``, or None for the platform's own.
+        start_method: ``thread``: workers are threads. ``fork``, ``spawn``, ``forkserver``: processes. None: threads
+            where images and views allow it and batches stay on the CPU, else processes in the platform's own way.
 
     Raises:
-        UserError: while iterating: too many unreadable images, or a worker died.
+        UserError: threads are asked for and the dataset does not allow them; while iterating: too many unreadable
+            images, or a worker died.
     """
 
     def __init__(
@@ -74,6 +68,7 @@ class TrainLoader:
             **{"workers": workers, "prefetch": prefetch, "pin_memory": pin_memory},
             **{"start_method": start_method, "seed": seed},
         }
+        self.by_threads = serves_threads(dataset, transform, start_method, pin_memory) and workers > 0
         self._skipped: dict[str, Skipped] = {}
 
     def __len__(self) -> int:
@@ -82,7 +77,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         keys = self.sampler.batches(self.start_step, self.total_steps)
-        for packed in iterate_workers(self._source.__getitems__, keys, **self._loading):
+        for packed in _iterate(self._source, keys, self.by_threads, **self._loading):
             self._count(packed.skipped)
             if len(packed.index) < packed.capacity:
                 raise UserError(f"none of the {len(self.dataset)} images can be read:\n{_listing(self.skipped)}")
@@ -129,8 +124,9 @@ def iterate_images(
     keys: Iterator[list[Key]] = (
         [(0, index) for index in order[begin : begin + batch_size]] for begin in range(0, len(order), batch_size)
     )
-    made = iterate_workers(
-        source.__getitems__, keys, workers, prefetch=prefetch, pin_memory=pin_memory, start_method=start_method
+    threads = serves_threads(dataset, transform, start_method, pin_memory) and workers > 0
+    made = _iterate(
+        source, keys, threads, workers=workers, prefetch=prefetch, pin_memory=pin_memory, start_method=start_method
     )
     ready: Batch | None = None
     unclaimed: list[Skipped] = []
@@ -150,8 +146,48 @@ def iterate_images(
         raise UserError(f"none of the {len(order)} images can be read:\n{_listing(unclaimed)}")
 
 
+def serves_threads(dataset: ImageDataset, transform: ViewTransform, start_method: str | None, pin_memory: bool) -> bool:
+    """Whether batches are made by threads.
+
+    Left to us they are where nothing holds Python's lock for long. For a GPU that is not said: there the training
+    itself needs the lock to keep the GPU busy.
+
+    Raises:
+        UserError: they are asked for, and the dataset or the transform does not allow them.
+    """
+    if start_method not in (None, "thread"):
+        return False
+    allowed = dataset.thread_safe and not transform.free_shape
+    if start_method == "thread" and not dataset.thread_safe:
+        raise UserError(
+            f"DATA.START_METHOD is 'thread', but the dataset {type(dataset).__name__} does not say that it can be read "
+            "by several threads (thread_safe). Use null or another method."
+        )
+    return allowed and (start_method == "thread" or (transform.takes_arrays and not pin_memory))
+
+
+def _iterate(
+    source: ViewSource,
+    keys: Iterator[list[Key]],
+    threads: bool,
+    *,
+    workers: int,
+    start_method: str | None,
+    **options: Any,
+) -> Iterator[PackedBatch]:
+    if threads:
+        options.pop("seed", None)  # nothing of torch's is drawn there
+        return iterate_threads(source, keys, workers, **options)
+    return iterate_workers(source.__getitems__, keys, workers, start_method=start_method, **options)
+
+
+def count_workers(given: int | str, processes: int) -> int:
+    """DATA.WORKERS as a number, ``auto`` worked out for so many training processes on this machine."""
+    return auto_workers(processes) if given == "auto" else int(given)
+
+
 def auto_workers(processes: int) -> int:
-    """Worker processes for each of the training processes on this machine: their share of the cores, less their own.
+    """Workers for each of the training processes on this machine: their share of the cores, less their own.
 
     Args:
         processes: training processes on this machine.
@@ -179,121 +215,6 @@ def skip_limit(max_skipped: str | int, dataset_size: int) -> int:
     except ValueError:
         pass
     raise UserError(f"DATA.MAX_SKIPPED is {max_skipped!r}; it must be a number of images, or a share such as '1%'")
-
-
-def explain_worker_death(error: Exception, workers: Iterable[Any] = ()) -> UserError | None:
-    """What to tell the user if an error comes of a worker's death, else None.
-
-    torch raises an error that says so in the main process at whatever point the death is noticed, also amid a training
-    step. A worker that dies while it hands over a batch leaves a broken connection instead.
-
-    Args:
-        error: what was raised.
-        workers: processes that may have died, where they are known.
-    """
-    broken = isinstance(error, (OSError, EOFError)) and _any_died(workers)
-    # "Caught ... in DataLoader worker process 0" is what the dataset raised, in a worker that lives on.
-    if not broken and "DataLoader worker (pid" not in str(error):
-        return None
-    return UserError(
-        f"a data-loading worker died: {error}\n"
-        "Usual causes: memory ran out (lower DATA.WORKERS, DATA.PREFETCH or the batch, or set the dataset's 'cache' to "
-        "none); /dev/shm is too small, as in a container (raise its size, or set DATA.WORKERS to 0); a crash inside a "
-        "plugin (DATA.WORKERS=0 shows where)."
-    )
-
-
-def iterate_workers(
-    make: Callable[[K], V],
-    keys: Iterable[K],
-    workers: int,
-    *,
-    plugins: Iterable[str] = (),
-    prefetch: int = PREFETCH,
-    pin_memory: bool = False,
-    start_method: str | None = None,
-    seed: int = 0,
-) -> Iterator[V]:
-    """What a function makes of some keys, in their order, by worker processes that end with the iteration.
-
-    Args:
-        make: pure function of a key; it is copied to the workers, and so must be picklable.
-        keys: read ahead of what is asked for.
-        plugins: modules and files that ``make`` may come from; workers load them before it.
-        seed: of torch's generator in the workers.
-        workers, prefetch, pin_memory, start_method: as in ``TrainLoader``.
-
-    Raises:
-        UserError: a worker died. What ``make`` raises comes through.
-    """
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
-    if workers:
-        options |= {"prefetch_factor": prefetch, "multiprocessing_context": start_method}
-    loader: DataLoader[Any] = DataLoader(
-        _Made(make, plugins),  # type: ignore[arg-type]  # torch asks for no more than items by key
-        batch_size=None,
-        sampler=keys,
-        collate_fn=_as_it_is,
-        # A generator of its own: torch would draw the workers' seed from the global one, and shift what models draw.
-        generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=start_worker if workers else None,
-        **options,
-    )
-    made = iter(loader)
-    end_with_program(getattr(made, "_workers", ()))
-    while True:
-        try:
-            found = next(made)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            explained = explain_worker_death(error, getattr(made, "_workers", ()))
-            if explained is None:
-                raise
-            raise explained from error
-        yield found
-
-
-class _Made:
-    """A function under square brackets, which takes its plugins along to another process."""
-
-    def __init__(self, make: Callable[[Any], Any], plugins: Iterable[str]):
-        self._carried = PluginPickle(make, plugins) if (plugins := list(plugins)) else make
-
-    def __getitem__(self, key: Any) -> Any:
-        make = self._carried.value if isinstance(self._carried, PluginPickle) else self._carried
-        return make(key)
-
-
-def _as_it_is(found: Any) -> Any:
-    """The collate function: nothing is left to be put together."""
-    return found
-
-
-def _any_died(workers: Iterable[Any]) -> bool:
-    """Whether a process has ended otherwise than in order; those that are just ending are given a second in all."""
-    deadline = time.monotonic() + 1
-    for worker in workers:
-        worker.join(timeout=max(0.0, deadline - time.monotonic()))
-        if worker.exitcode not in (None, 0):
-            return True
-    return False
-
-
-_workers: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def end_with_program(workers: Iterable[Any]) -> None:
-    """Loading processes that the program must not wait for when it ends amid an iteration; see ``start_worker``."""
-    _workers.update(workers)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Workers ignore SIGTERM (see ``start_worker``), which is how Python would end those left at exit, and wait."""
-    for worker in list(_workers):
-        if worker.is_alive():
-            worker.kill()
 
 
 def _listing(skipped: list[Skipped]) -> str:

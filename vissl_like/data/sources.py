@@ -12,7 +12,7 @@ from PIL import Image
 
 from vissl_like.data.cache import DecodedImages
 from vissl_like.data.datasets.base import MAX_PIXELS, ImageDataset, UnreadableImage, evenly_spread
-from vissl_like.data.decode import EXTENSIONS, decode_file, read_header, to_channels
+from vissl_like.data.decode import EXTENSIONS, decode_file, file_pixels, read_header, to_channels
 from vissl_like.data.index import PathIndex
 from vissl_like.utils.errors import UserError, nearest
 
@@ -50,7 +50,8 @@ def existing_path(path: str) -> str:
 class StoredImages(ImageDataset):
     """A dataset over ``count`` stored images, addressed by position; ``limit`` makes the dataset a part of them.
 
-    A subclass gives ``load``, ``name_of`` and, where a header can be read without the pixels, ``header_of``.
+    A subclass gives ``load``, ``name_of`` and, where a header can be read without the pixels, ``header_of``; where
+    pixels come faster without PIL, also ``load_pixels``.
 
     Args:
         count: images stored.
@@ -94,6 +95,10 @@ class StoredImages(ImageDataset):
             UnreadableImage: it cannot be decoded.
         """
 
+    def load_pixels(self, position: int) -> np.ndarray:
+        """What ``load`` gives, as C-contiguous uint8 ``[H, W]`` or ``[H, W, 3]``."""
+        return np.asarray(self.load(position))
+
     @abstractmethod
     def name_of(self, position: int) -> str:
         """Where a stored image lives."""
@@ -107,7 +112,14 @@ class StoredImages(ImageDataset):
 
     def read(self, index: int) -> Image.Image:
         position = self._position(index)
-        return self.load(position) if self._decoded is None else self._decoded.get(position, self.load)
+        if self._decoded is None:
+            return self.load(position)
+        return Image.fromarray(self._decoded.get(position, self.load_pixels))
+
+    def pixels(self, index: int) -> np.ndarray:
+        """See ``ImageDataset``."""
+        position = self._position(index)
+        return self.load_pixels(position) if self._decoded is None else self._decoded.get(position, self.load_pixels)
 
     def path(self, index: int) -> str:
         return self.name_of(self._position(index))
@@ -152,6 +164,8 @@ class FileImages(StoredImages):
         UserError: none of 32 evenly spread files can be opened as an image.
     """
 
+    thread_safe = True
+
     def __init__(
         self,
         paths: PathIndex,
@@ -168,6 +182,10 @@ class FileImages(StoredImages):
 
     def load(self, position: int) -> Image.Image:
         return decode_file(self.name_of(position), self.channels, self.max_pixels)
+
+    def load_pixels(self, position: int) -> np.ndarray:
+        """See ``StoredImages``."""
+        return file_pixels(self.name_of(position), self.channels, self.max_pixels)
 
     def name_of(self, position: int) -> str:
         return os.path.join(self.root, self.paths[position])
@@ -187,6 +205,8 @@ class ArrayImages(StoredImages):
         array: the opened array.
         options: as in ``StoredImages``.
     """
+
+    thread_safe = True
 
     def __init__(
         self,
@@ -208,11 +228,21 @@ class ArrayImages(StoredImages):
         """Opens the array again, in another process."""
 
     def load(self, position: int) -> Image.Image:
+        return to_channels(Image.fromarray(self._stored(position)), self.channels)
+
+    def load_pixels(self, position: int) -> np.ndarray:
+        """See ``StoredImages``."""
+        pixels = self._stored(position)
+        fits = pixels.shape[2:] == ((3,) if self.channels == 3 else ())
+        return pixels if fits else np.asarray(to_channels(Image.fromarray(pixels), self.channels))
+
+    def _stored(self, position: int) -> np.ndarray:
+        """``[H, W]`` or ``[H, W, C]``, C-contiguous."""
         pixels = self._opened()[position]
         if pixels.ndim == 3:
             pixels = pixels.transpose(1, 2, 0) if self.channels_first else pixels
             pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-        return to_channels(Image.fromarray(np.ascontiguousarray(pixels)), self.channels)
+        return np.ascontiguousarray(pixels)
 
     def name_of(self, position: int) -> str:
         return f"{self.source}[{position}]"

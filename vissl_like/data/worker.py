@@ -53,8 +53,27 @@ class PackedBatch:
         return Batch(views, self.index, label, self.skipped)
 
 
+@dataclass
+class Unfinished:
+    """A batch whose rows are being filled.
+
+    Attributes:
+        keys: (epoch, index) of each row.
+        pixels: the buffer, as in ``PackedBatch``.
+        views: parts of it, ``[rows, C, size, size]``.
+        used: image that each row shows; None as long as it has none.
+        skipped: of each row, images that could not be read for it.
+    """
+
+    keys: list[Key]
+    pixels: Tensor
+    views: list[np.ndarray]
+    used: list[int | None]
+    skipped: list[list[Skipped]]
+
+
 class ViewSource:
-    """Makes packed batches of views out of lists of (epoch, index); runs in a worker.
+    """Makes packed batches of views out of lists of (epoch, index); runs in a worker, or in threads.
 
     Args:
         dataset: the images.
@@ -82,35 +101,57 @@ class ViewSource:
         return len(self._carried.value[0])
 
     def __getitems__(self, keys: list[Key]) -> PackedBatch:
-        """The batch of some (epoch, index); without rows if too many images have turned out unreadable."""
-        dataset, transform = self._carried.value
-        if transform.free_shape:
+        """The batch of some (epoch, index); with fewer rows where too many images have turned out unreadable."""
+        if self._carried.value[1].free_shape:
             return self._free(keys)
+        batch = self.begin(keys)
+        for row in range(len(keys)):
+            self.fill(batch, row)
+        return self.finish(batch)
+
+    def begin(self, keys: list[Key], pin_memory: bool = False) -> Unfinished:
+        """Room for the views of some (epoch, index)."""
+        dataset, transform = self._carried.value
         count, channels = len(keys), dataset.channels
         lengths = [count * channels * size * size for size in transform.sizes]
-        flat = np.empty(sum(lengths), dtype=np.uint8)
+        pixels = torch.empty(sum(lengths), dtype=torch.uint8, pin_memory=pin_memory)
         views = [
             part.reshape(count, channels, size, size)
-            for part, size in zip(np.split(flat, np.cumsum(lengths)[:-1]), transform.sizes, strict=True)
+            for part, size in zip(np.split(pixels.numpy(), np.cumsum(lengths)[:-1]), transform.sizes, strict=True)
         ]
-        used: list[int] = []
-        skipped: list[Skipped] = []
-        for epoch, index in keys:
-            for candidate in self._candidates(index):
-                try:
-                    image = dataset.read(candidate)
-                except UnreadableImage as error:
-                    skipped.append(Skipped(error.path, error.reason))
-                    self._unreadable.add(error.path)
-                    continue
-                row = len(used)
-                for view, pixels in zip(
-                    views, transform(image, sample_generator(self.seed, epoch, index)), strict=True
-                ):
-                    view[row] = pixels
-                used.append(candidate)
-                break
-        return PackedBatch(torch.from_numpy(flat), torch.tensor(used, dtype=torch.int64), count, skipped)
+        return Unfinished(keys, pixels, views, [None] * count, [[] for _ in keys])
+
+    def fill(self, batch: Unfinished, row: int) -> None:
+        """Reads one image and makes its views; rows may be filled by several threads at a time."""
+        dataset, transform = self._carried.value
+        epoch, index = batch.keys[row]
+        places = [view[row] for view in batch.views]
+        for candidate in self._candidates(index):
+            generator = sample_generator(self.seed, epoch, index)
+            try:
+                if transform.takes_arrays:
+                    pixels = dataset.pixels(candidate)
+                    height, width = pixels.shape[:2]
+                    transform.render_into(pixels, transform.draw(width, height, generator), places)
+                else:
+                    for place, made in zip(places, transform(dataset.read(candidate), generator), strict=True):
+                        place[...] = made
+            except UnreadableImage as error:
+                batch.skipped[row].append(Skipped(error.path, error.reason))
+                self._unreadable.add(error.path)
+                continue
+            batch.used[row] = candidate
+            return
+
+    def finish(self, batch: Unfinished) -> PackedBatch:
+        """The batch without the rows that no image could be read for."""
+        present = [row for row, candidate in enumerate(batch.used) if candidate is not None]
+        if len(present) < len(batch.used):
+            for view in batch.views:
+                view[: len(present)] = view[present]
+        used = [candidate for candidate in batch.used if candidate is not None]
+        skipped = [item for row in batch.skipped for item in row]
+        return PackedBatch(batch.pixels, torch.tensor(used, dtype=torch.int64), len(batch.keys), skipped)
 
     def _free(self, keys: list[Key]) -> PackedBatch:
         """The batch of one image whose view has a shape of its own; without rows if it cannot be read."""

@@ -13,7 +13,7 @@ import torch
 
 from vissl_like.compat.classy import ClassyTrainer
 from vissl_like.config.yaml_text import dump_yaml
-from vissl_like.data.loader import explain_worker_death
+from vissl_like.data.processes import explain_worker_death
 from vissl_like.distributed import comm
 from vissl_like.registry import ENGINES
 from vissl_like.trainer.build import build_run, changed_settings

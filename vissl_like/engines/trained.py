@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from vissl_like.data.datasets.base import DEFAULT_MEAN, DEFAULT_STD
-from vissl_like.data.loader import auto_workers
+from vissl_like.data.loader import count_workers
 from vissl_like.distributed import comm
 from vissl_like.evaluation.names import slug_of
 from vissl_like.evaluation.subjects import Look, Protocol, Source
@@ -64,7 +64,6 @@ def look_of(settings: Any, weights: Weights) -> Look:
 def protocol_of(loaded: Any) -> Protocol:
     """How images are brought to networks, from EVALUATE, DATA and TRAIN."""
     settings = loaded.resolved
-    workers = settings.DATA.WORKERS
     return Protocol(
         image_size=settings.EVALUATE.image_size,
         resize=settings.EVALUATE.resize,
@@ -72,7 +71,7 @@ def protocol_of(loaded: Any) -> Protocol:
         batch_size=settings.EVALUATE.batch_size,
         max_images=settings.EVALUATE.max_images,
         device=choose_device(settings),
-        workers=auto_workers(comm.local_world_size()) if workers == "auto" else workers,
+        workers=count_workers(settings.DATA.WORKERS, comm.local_world_size()),
         plugins=tuple(loaded.plugins),
         start_method=settings.DATA.START_METHOD,
         channels_last=settings.TRAIN.channels_last in (True, "auto"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vissl_like.data.datasets.base import UnreadableImage
 from vissl_like.data.decode import decode_file
-from vissl_like.data.loader import iterate_workers
+from vissl_like.data.processes import iterate_workers
 from vissl_like.data.readers.coco import CocoInstances, read_coco
 from vissl_like.data.readers.voc import read_voc_boxes
 from vissl_like.data.samplers.base import Key

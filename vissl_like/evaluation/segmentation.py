@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vissl_like.data.datasets.base import evenly_spread
-from vissl_like.data.loader import iterate_workers
 from vissl_like.data.masked import CropBatch, CropBatches, Crops, MaskedImages, WholeImages
 from vissl_like.data.normalise import Normalise
+from vissl_like.data.processes import iterate_workers
 from vissl_like.data.readers.voc import discover_classes, read_voc_masks
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Evaluation, EvaluationResult

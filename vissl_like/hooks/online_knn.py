@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vissl_like.data.datasets.base import ImageDataset
-from vissl_like.data.loader import auto_workers
+from vissl_like.data.loader import count_workers
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import Features, stratified_split
 from vissl_like.evaluation.features import extract_features
@@ -128,7 +128,6 @@ class OnlineKnnHook(Hook):
         assert self._sets is not None
         train_set, test_set = self._sets
         settings = run.settings
-        workers = settings.DATA.WORKERS
 
         def extract(dataset: ImageDataset) -> Features:
             return extract_features(
@@ -138,7 +137,7 @@ class OnlineKnnHook(Hook):
                 resize=settings.EVALUATE.resize,
                 batch_size=settings.EVALUATE.batch_size,
                 device=run.device,
-                workers=auto_workers(comm.local_world_size()) if workers == "auto" else workers,
+                workers=count_workers(settings.DATA.WORKERS, comm.local_world_size()),
                 plugins=run.plugins,
                 start_method=settings.DATA.START_METHOD,
                 max_images=self.max_images,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from vissl_like.config import Plan, make_plan
 from vissl_like.config.schema import defaults
 from vissl_like.data.datasets.base import ImageDataset
-from vissl_like.data.loader import TrainLoader, auto_workers
+from vissl_like.data.loader import TrainLoader, count_workers
 from vissl_like.data.normalise import Normalise
 from vissl_like.distributed import comm
 from vissl_like.losses.base import Loss, LossContext
@@ -27,6 +26,7 @@ from vissl_like.registry import (
     TEACHERS,
     TRANSFORMS,
 )
+from vissl_like.trainer.banner import banner
 from vissl_like.trainer.checkpoint import CheckpointStore
 from vissl_like.trainer.clipping import Clipping
 from vissl_like.trainer.components import build, build_dataset, plain_values
@@ -136,7 +136,7 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals, resuming: boo
         device=device,
         plugins=list(loaded.plugins),
         record=_backbone_record(settings, dataset, model, transform, backbone),
-        banner=_banner(settings, plan, dataset, loss, weights_text, device, taught=backbone is not model),
+        banner=banner(settings, plan, dataset, transform, loss, weights_text, device, taught=backbone is not model),
         settings_record=loaded.record(),
         policy=NonFinitePolicy(settings.TRAIN.non_finite, settings.TRAIN.max_skipped_updates),
         signals=signals,
@@ -229,12 +229,11 @@ def _loader_maker(loaded: Any, plan: Plan, dataset: ImageDataset, transform: Any
         plan.world_size,
         settings.SEED,
     )
-    workers = settings.DATA.WORKERS
     return lambda start_step, stop_step=plan.total_steps: TrainLoader(
         dataset,
         transform,
         sampler,
-        workers=auto_workers(comm.local_world_size()) if workers == "auto" else workers,
+        workers=count_workers(settings.DATA.WORKERS, comm.local_world_size()),
         prefetch=settings.DATA.PREFETCH,
         seed=settings.SEED,
         plugins=loaded.plugins,
@@ -261,34 +260,3 @@ def _backbone_record(
         "method": settings.LOSS.name,
         "source": "trained network" if backbone is model else "teacher of the trained network",
     }
-
-
-def _banner(
-    settings: Any, plan: Plan, dataset: ImageDataset, loss: Loss, weights: str, device: torch.device, taught: bool
-) -> list[tuple[str, str]]:
-    if not comm.is_main():
-        return []
-    trivial, wanted = loss.trivial_value(), settings.DISTRIBUTED.processes
-    facts = dataset.describe()
-    size = f", {facts['width'][2]}x{facts['height'][2]} px (median)" if facts["width"] else ""
-    rows = [
-        ("Data", f"{facts['images']} images, labels {facts['labels']}, {facts['skipped']} skipped at scan"),
-        ("First images", f"{', '.join(facts['first_paths'])}; {', '.join(facts['formats'])}{size}"),
-        (
-            "Processes",
-            f"wanted {max(wanted, int(os.environ.get('WORLD_SIZE', 1)))}, found {plan.world_size}, on {device.type}",
-        ),
-        *[(given, f"{rule} -> {derived}") for given, rule, derived in plan.rows],
-        ("Weights", weights),
-        ("Measured, kept", "the teacher's trunk" if taught else "the trained trunk"),
-        ("Trivial loss", f"{trivial:.4f} (a loss that stays here means collapse)" if trivial is not None else "none"),
-    ]
-    if settings.DISTRIBUTED.sharding == "full":
-        held = f"each of {plan.world_size} processes holds its rows of the weights, gradients and optimizer state"
-        rows.append(("Sharding", held if comm.active() else "full was asked for; one process has nothing to divide"))
-    if settings.MODEL.SYNC_BATCH_NORM_GROUP is not None:
-        joined = f"statistics of {settings.MODEL.SYNC_BATCH_NORM_GROUP} neighbouring processes each"
-        rows.append(("BatchNorm", joined if comm.active() else "one process: its SYNC_BATCH_NORM_GROUP is itself"))
-    if plan.accumulation > 1 and loss.accumulation_note:
-        rows.append(("Accumulation", f"not the same as one big batch: {loss.accumulation_note}"))
-    return rows + [("Remark", text) for text in loss.advice()]

@@ -45,6 +45,7 @@ class ImageDataset(ABC):
         labels: ``[N]`` int64 class numbers, or None; training never needs them.
         classes: name of class 0, 1, ...; None where there are no labels or no names.
         skipped: files left out when the dataset was opened, with the reason.
+        thread_safe: whether ``read`` and ``pixels`` may be called by several threads at a time; a subclass says so.
 
     Raises:
         UserError: channels, mean and std do not fit together.
@@ -52,6 +53,7 @@ class ImageDataset(ABC):
 
     labels: np.ndarray | None = None
     classes: list[str] | None = None
+    thread_safe = False
 
     def __init__(self, *, channels: int = 3, mean: list[float] | None = None, std: list[float] | None = None):
         if channels not in DEFAULT_MEAN:
@@ -72,6 +74,14 @@ class ImageDataset(ABC):
         Raises:
             UnreadableImage: it cannot be decoded.
         """
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The decoded image as C-contiguous uint8 ``[H, W, 3]``, or ``[H, W]`` with one channel. Not to be changed.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
+        return np.asarray(self.read(index))
 
     @abstractmethod
     def path(self, index: int) -> str:

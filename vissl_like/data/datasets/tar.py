@@ -6,6 +6,7 @@ import glob
 import itertools
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from PIL import Image
 
 from vissl_like.data.datasets.base import MAX_PIXELS, UnreadableImage
 from vissl_like.data.datasets.file_list import LARGEST_NUMBER
-from vissl_like.data.decode import EXTENSIONS, decode_bytes, read_header_bytes
+from vissl_like.data.decode import EXTENSIONS, bytes_pixels, decode_bytes, read_header_bytes
 from vissl_like.data.index_cache import kept_or_built, key_of
 from vissl_like.data.sources import StoredImages, existing_path
 from vissl_like.data.tar_scan import TarIndex, printable, scan_archives
@@ -26,6 +27,7 @@ from vissl_like.utils.kinds import Count
 MAX_BYTES = 256 * 1024**2
 _MOST_ARCHIVES = 10**6
 _OPEN_AT_ONCE = 64
+_opening = threading.Lock()
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 
@@ -59,6 +61,8 @@ class TarImages(StoredImages):
             labels of some images only, or that are no whole numbers from 0 to 65535.
     """
 
+    thread_safe = True
+
     def __init__(
         self,
         *,
@@ -91,11 +95,15 @@ class TarImages(StoredImages):
         self.with_labels = self.labels is not None
         self.max_pixels, self.max_bytes = max_pixels, max_bytes
         self.skipped = self.index.skipped
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._open: OrderedDict[int, _Archive] = OrderedDict()
         self.require_an_image()
 
     def load(self, position: int) -> Image.Image:
         return decode_bytes(self._bytes(position), self.name_of(position), self.channels, self.max_pixels)
+
+    def load_pixels(self, position: int) -> np.ndarray:
+        """See ``StoredImages``."""
+        return bytes_pixels(self._bytes(position), self.name_of(position), self.channels, self.max_pixels)
 
     def name_of(self, position: int) -> str:
         archive = self.index.archives[self.index.archive_of(position)]
@@ -115,22 +123,24 @@ class TarImages(StoredImages):
                 self.name_of(position), f"{size} bytes are more than the limit max_bytes = {self.max_bytes}"
             )
         try:
-            data = os.pread(self._descriptor(self.index.archive_of(position)), size, offset)
+            archive = self._archive(self.index.archive_of(position))
+            data = os.pread(archive.descriptor, size, offset)
         except OSError as error:
             raise UnreadableImage(self.name_of(position), error.strerror or str(error)) from error
         if len(data) < size:
             raise UnreadableImage(self.name_of(position), "the archive is shorter than when it was indexed")
         return data
 
-    def _descriptor(self, archive: int) -> int:
-        """Of the open archive; the ones not used for longest are closed. Reads at offsets share no state."""
-        if archive in self._open:
-            self._open.move_to_end(archive)
-        else:
-            self._open[archive] = os.open(self.index.archives[archive], os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._open) > _OPEN_AT_ONCE:
-                os.close(self._open.popitem(last=False)[1])
-        return self._open[archive]
+    def _archive(self, number: int) -> _Archive:
+        """The open archive; the ones not used for longest are let go. Reads at offsets share no state."""
+        with _opening:
+            if number in self._open:
+                self._open.move_to_end(number)
+            else:
+                self._open[number] = _Archive(self.index.archives[number])
+                if len(self._open) > _OPEN_AT_ONCE:
+                    self._open.popitem(last=False)
+            return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
         # Labels that are those of the index are mapped again with it, not copied to every worker.
@@ -142,9 +152,16 @@ class TarImages(StoredImages):
         if self.with_labels and self.labels is None:
             self.labels = self.index.labels
 
+
+class _Archive:
+    """An open file, which closes when the last thread that reads it has let go of it."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
     def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def archives_of(path: str) -> list[str]:

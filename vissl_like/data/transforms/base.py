@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -36,6 +37,11 @@ class ViewTransform(ABC):
         """V."""
         return len(self.sizes)
 
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether ``render_into`` works on arrays without the GIL, so that threads make views at the same time."""
+        return False
+
     @abstractmethod
     def draw(self, width: int, height: int, generator: random.Random) -> list[ViewParameters]:
         """Parameters of the V views of an image of ``width`` x ``height`` pixels."""
@@ -43,6 +49,17 @@ class ViewTransform(ABC):
     def render(self, image: Image.Image, views: list[ViewParameters]) -> list[np.ndarray]:
         """Views by their parameters: contiguous uint8 ``[channels, size, size]`` each. The image is left unchanged."""
         return [render(image, view) for view in views]
+
+    def render_into(self, pixels: np.ndarray, views: list[ViewParameters], rows: Sequence[np.ndarray]) -> None:
+        """What ``render`` makes of the same image, straight into the memory it is wanted in.
+
+        Args:
+            pixels: uint8 ``[H, W]`` (1 channel) or ``[H, W, 3]``, C-contiguous; left unchanged.
+            views: parameters of the V views.
+            rows: V C-contiguous uint8 arrays ``[channels, size, size]``, filled here.
+        """
+        for made, row in zip(self.render(Image.fromarray(pixels), views), rows, strict=True):
+            row[...] = made
 
     def __call__(self, image: Image.Image, generator: random.Random) -> list[np.ndarray]:
         """Draws and makes the views of an image of mode L (1 channel) or RGB (3 channels)."""

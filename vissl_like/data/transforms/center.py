@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from vissl_like.data.transforms import native
 from vissl_like.data.transforms.base import ViewTransform
 from vissl_like.data.transforms.parameters import ViewParameters
-from vissl_like.data.transforms.pixels import RESAMPLING, to_array
+from vissl_like.data.transforms.pixels import RESAMPLING
 from vissl_like.registry import TRANSFORMS
 from vissl_like.utils.errors import UserError
 from vissl_like.utils.kinds import Count
@@ -53,24 +55,29 @@ class Center(ViewTransform):
         side = max(1, round(min(width, height) * self.size / self.resize))
         return [ViewParameters((height - side) // 2, (width - side) // 2, side, side, self.size, self.interpolation)]
 
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether the native kernel is in use."""
+        return native.available()
+
     def render(self, image: Image.Image, views: list[ViewParameters]) -> list[np.ndarray]:
         """Resized as a whole and then cut, as is usual; cutting first would round the square to whole pixels."""
-        image = _without_far_ends(image)
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-        other = int(self.resize * long / short)
-        wanted = (self.resize, other) if width <= height else (other, self.resize)
-        if wanted != image.size:
-            image = image.resize(wanted, RESAMPLING[self.interpolation])
-        left, top = round((wanted[0] - self.size) / 2), round((wanted[1] - self.size) / 2)
-        return [to_array(image.crop((left, top, left + self.size, top + self.size)))]
+        row = np.empty((self.channels, self.size, self.size), np.uint8)
+        self.render_into(np.asarray(image), views, [row])
+        return [row]
+
+    def render_into(self, pixels: np.ndarray, views: list[ViewParameters], rows: Sequence[np.ndarray]) -> None:
+        """See ``ViewTransform.render_into``; ``views`` say nothing that the transform does not know."""
+        box = _without_far_ends(*pixels.shape[:2])
+        _, _, height, width = box
+        other = int(self.resize * max(height, width) / min(height, width))
+        whole = (other, self.resize) if width <= height else (self.resize, other)
+        place = (round((whole[0] - self.size) / 2), round((whole[1] - self.size) / 2))
+        native.window_into(pixels, box, whole, place, self.size, self.interpolation, rows[0])
 
 
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    """The middle of an image longer than ``LONGEST`` times its width: a thin strip, enlarged, would fill the memory."""
-    width, height = image.size
+def _without_far_ends(height: int, width: int) -> tuple[int, int, int, int]:
+    """The middle (top, left, height, width) of an image, which is all of it unless its longer side is over ``LONGEST``
+    times the shorter one: a thin strip, enlarged, would fill the memory."""
     most = LONGEST * min(width, height)
-    if max(width, height) <= most:
-        return image
-    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
-    return image.crop((left, top, left + min(width, most), top + min(height, most)))
+    return max(0, (height - most) // 2), max(0, (width - most) // 2), min(height, most), min(width, most)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Literal, TypedDict
 
+import numpy as np
+from PIL import Image
+
+from vissl_like.data.transforms import native
 from vissl_like.data.transforms.base import ViewTransform
 from vissl_like.data.transforms.parameters import ViewParameters, draw_views
 from vissl_like.data.transforms.specs import SpecReader
@@ -114,3 +119,20 @@ class MultiCrop(ViewTransform):
 
     def draw(self, width: int, height: int, generator: random.Random) -> list[ViewParameters]:
         return draw_views(self.view_specs, width, height, generator)
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether the native kernel is in use."""
+        return native.available()
+
+    def render(self, image: Image.Image, views: list[ViewParameters]) -> list[np.ndarray]:
+        """Views by their parameters, made by the native kernel or, to the same bit, by Pillow."""
+        if not native.available():
+            return super().render(image, views)
+        rows = [np.empty((self.channels, view.size, view.size), np.uint8) for view in views]
+        native.render_into(np.asarray(image), views, rows)
+        return rows
+
+    def render_into(self, pixels: np.ndarray, views: list[ViewParameters], rows: Sequence[np.ndarray]) -> None:
+        """See ``ViewTransform.render_into``."""
+        native.render_into(pixels, views, rows)
