@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import run_in_processes
 
+from vissl_like.clustering import sinkhorn as module
 from vissl_like.clustering.sinkhorn import _sinkhorn_log, sinkhorn
 
 
@@ -79,3 +80,23 @@ def test_two_processes_equal_one_on_the_joined_batch(epsilon):
     scores = torch.rand(12, 5, generator=torch.Generator().manual_seed(0))
     joined = torch.cat(run_in_processes(_part, 2, scores, epsilon))
     torch.testing.assert_close(joined, sinkhorn(scores, epsilon, 3), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.005])  # the plain form, and the one on logarithms
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_the_last_rows_and_the_memory_of_the_scores(epsilon, iterations, monkeypatch):
+    scores = torch.rand(30, 11, generator=torch.Generator().manual_seed(0))
+    whole, kept = sinkhorn(scores, epsilon, iterations), scores.clone()
+    assert torch.equal(scores, kept)
+    torch.testing.assert_close(sinkhorn(scores, epsilon, iterations, last=7), whole[-7:])
+    assert torch.equal(scores, kept)
+    monkeypatch.setattr(module, "_BLOCK", 4 * 11)  # four rows at a time, two at the end
+    torch.testing.assert_close(sinkhorn(scores, epsilon, iterations), whole)
+    torch.testing.assert_close(sinkhorn(scores, epsilon, iterations, last=7, overwrite=True), whole[-7:])
+
+
+def test_autocast_does_not_reach_it():
+    scores = torch.rand(64, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = sinkhorn(scores, 0.05, 3)
+    torch.testing.assert_close(inside, sinkhorn(scores, 0.05, 3))

@@ -116,7 +116,7 @@ class StoredImages(ImageDataset):
             return self.load(position)
         return Image.fromarray(self._decoded.get(position, self.load_pixels))
 
-    def pixels(self, index: int) -> np.ndarray:
+    def read_pixels(self, index: int) -> np.ndarray:
         """See ``ImageDataset``."""
         position = self._position(index)
         return self.load_pixels(position) if self._decoded is None else self._decoded.get(position, self.load_pixels)

@@ -130,7 +130,7 @@ class ViewSource:
             generator = sample_generator(self.seed, epoch, index)
             try:
                 if transform.takes_arrays:
-                    pixels = dataset.pixels(candidate)
+                    pixels = dataset.read_pixels(candidate)
                     height, width = pixels.shape[:2]
                     transform.render_into(pixels, transform.draw(width, height, generator), places)
                 else:

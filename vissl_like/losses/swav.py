@@ -132,7 +132,8 @@ class SwAVLoss(Loss):
         scores, rows = scores.float(), scores.shape[0]
         if self.queue_length and int(self.queue_rows) >= self.queue.shape[1]:
             scores = torch.cat([self.queue[slot] @ prototypes.float().t(), scores])
-        return sinkhorn(scores, self.epsilon, self.iterations)[-rows:]
+            return sinkhorn(scores, self.epsilon, self.iterations, last=rows, overwrite=True)
+        return sinkhorn(scores, self.epsilon, self.iterations)
 
     @torch.no_grad()
     def after_update(self, progress: Progress) -> None:

@@ -45,7 +45,7 @@ class ImageDataset(ABC):
         labels: ``[N]`` int64 class numbers, or None; training never needs them.
         classes: name of class 0, 1, ...; None where there are no labels or no names.
         skipped: files left out when the dataset was opened, with the reason.
-        thread_safe: whether ``read`` and ``pixels`` may be called by several threads at a time; a subclass says so.
+        thread_safe: whether ``read`` and ``read_pixels`` may be called by several threads at a time; a subclass says so.
 
     Raises:
         UserError: channels, mean and std do not fit together.
@@ -75,7 +75,7 @@ class ImageDataset(ABC):
             UnreadableImage: it cannot be decoded.
         """
 
-    def pixels(self, index: int) -> np.ndarray:
+    def read_pixels(self, index: int) -> np.ndarray:
         """The decoded image as C-contiguous uint8 ``[H, W, 3]``, or ``[H, W]`` with one channel. Not to be changed.
 
         Raises:
