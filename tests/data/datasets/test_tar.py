@@ -175,7 +175,8 @@ class TestReading:
     def test_part_limit_and_memory(self, shards):
         dataset = build(shards, limit=5, cache="ram", channels=1)
         assert len(dataset) == 5 == len(dataset.labels) and dataset.read(0).mode == "L"
-        assert dataset.read_pixels(0) is dataset.read_pixels(0) and dataset.read_pixels(0).tobytes() == dataset.read(0).tobytes()
+        kept = dataset.read_pixels(0)
+        assert kept is dataset.read_pixels(0) and kept.tobytes() == dataset.read(0).tobytes()
 
     def test_auto_takes_archives(self, shards):
         auto = DATASETS.get("auto")

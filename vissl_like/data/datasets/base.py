@@ -45,7 +45,7 @@ class ImageDataset(ABC):
         labels: ``[N]`` int64 class numbers, or None; training never needs them.
         classes: name of class 0, 1, ...; None where there are no labels or no names.
         skipped: files left out when the dataset was opened, with the reason.
-        thread_safe: whether ``read`` and ``read_pixels`` may be called by several threads at a time; a subclass says so.
+        thread_safe: whether several threads may call ``read`` and ``read_pixels`` at a time; a subclass says so.
 
     Raises:
         UserError: channels, mean and std do not fit together.
