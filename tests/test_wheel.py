@@ -48,10 +48,11 @@ def test_every_file_that_is_needed_is_in_it(installed):
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the native kernel needs a C compiler")
-def test_the_native_kernel_is_in_it(installed):
+def test_the_native_kernel_is_in_it(installed, tmp_path):
     code = "from vissl_like.data.transforms import native; print(native.why(), native.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(installed), "VISSL_LIKE_NATIVE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    # `-c` puts the working folder first on the path: with the checkout there its own kernel would answer.
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "by the native kernel" in done.stdout and str(installed) in done.stdout, done.stderr
 
 

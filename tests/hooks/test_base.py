@@ -9,7 +9,9 @@ NAMES = {"checkpoint", "collapse", "console", "events", "non_finite", "online_kn
 
 
 def test_every_hook_is_registered_described_and_built_from_options_alone():
-    assert set(HOOKS.names()) == NAMES
+    # Plugins of other tests may have been loaded in this process.
+    ours = {name for name in HOOKS.names() if HOOKS.get(name).__module__.startswith("vissl_like.")}
+    assert ours == NAMES
     for name in NAMES:
         described = HOOKS.describe(name)
         assert described.summary.endswith(".")
