@@ -1,10 +1,15 @@
 """Shared by all tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+# A shell without job control lets what it starts in the background ignore Ctrl-C; tests send that signal.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tests/processes.py, also in spawned processes
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
