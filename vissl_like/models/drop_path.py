@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 
@@ -19,13 +22,24 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = float(drop_prob)
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """``[n, ...]`` -> the same shape; images are along the first dimension."""
+    def forward(self, branch: Tensor, layout: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """``[n, ...]`` -> the same shape.
+
+        Args:
+            branch: images are along the first dimension.
+            layout: number of images, and rows of each, in every stretch of a branch where they have several.
+        """
         if self.drop_prob == 0.0 or not self.training:
             return branch
         keep = 1.0 - self.drop_prob
-        mask = branch.new_empty(len(branch), *[1] * (branch.dim() - 1)).bernoulli_(keep)
-        return branch * (mask.div_(keep) if keep > 0 else mask)
+        images = len(branch) if layout is None else sum(number for number, _ in layout)
+        mask = branch.new_empty(images, *[1] * (branch.dim() - 1)).bernoulli_(keep)
+        if keep > 0:
+            mask.div_(keep)
+        if layout is not None:
+            stretches = zip(mask.split([number for number, _ in layout]), layout, strict=True)
+            mask = torch.cat([stretch.repeat_interleave(rows, dim=0) for stretch, (_, rows) in stretches])
+        return branch * mask
 
     def extra_repr(self) -> str:
         """The probability, for printing."""

@@ -17,6 +17,8 @@ class SSLModel(nn.Module):
     BatchNorm in the trunk therefore sees each resolution apart, BatchNorm in the head all views together, as in SwAV's
     and DINO's official code. Equal sizes that are not neighbours stay separate ([96, 224, 224, 96] -> 3 trunk calls).
 
+    A trunk with ``packs_sizes`` (none with BatchNorm) takes the images of all resolutions in one call, as a list.
+
     Args:
         trunk: ``[n, C, H, W] -> [n, F]``.
         head: ``[n, F] -> HeadOutput``.
@@ -30,8 +32,12 @@ class SSLModel(nn.Module):
     def forward(self, views: list[Tensor]) -> ModelOutput:
         """V views ``[b, C, H_v, W_v]`` -> outputs of V * b rows, view-major."""
         groups = group_views(views) if self.grouped else [[view] for view in views]
-        features = [self.trunk(torch.cat(group) if len(group) > 1 else group[0]) for group in groups]
-        joined = torch.cat(features) if len(features) > 1 else features[0]
+        sizes = [torch.cat(group) if len(group) > 1 else group[0] for group in groups]
+        if self.grouped and len(sizes) > 1 and getattr(self.trunk, "packs_sizes", False):
+            joined = self.trunk(sizes)
+        else:
+            features = [self.trunk(images) for images in sizes]
+            joined = torch.cat(features) if len(features) > 1 else features[0]
         return ModelOutput(num_views=len(views), features=joined, head=self.head(joined))
 
 

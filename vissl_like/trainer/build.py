@@ -39,6 +39,7 @@ from vissl_like.trainer.run import Run
 from vissl_like.trainer.sharding import FullySharded
 from vissl_like.trainer.signals import StopSignals
 from vissl_like.trainer.step import TrainStep
+from vissl_like.utils.allocator import keep_freed_memory
 from vissl_like.utils.environment import available_cores
 from vissl_like.utils.errors import UserError
 
@@ -64,6 +65,7 @@ MAY_CHANGE_ON_RESUME = (
     "TRAIN.max_skipped_updates",
     "MODEL.WEIGHTS*",
     "MODEL.ACTIVATION_CHECKPOINTING",
+    "MODEL.TRUNK.attention",
 )
 """Settings that a resumed run may have different without changing what it computes."""
 
@@ -87,6 +89,8 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals, resuming: boo
     """
     settings = loaded.resolved
     device = choose_device(settings)
+    if device.type == "cpu":
+        keep_freed_memory()
     seed_everything(settings.SEED, 0)  # the same initial weights on every process
     dataset = build_dataset(settings.DATA.TRAIN)
     plan = make_plan(

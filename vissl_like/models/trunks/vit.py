@@ -7,6 +7,8 @@ positions is interpolated the way DINO's official models do it, which is not the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -30,16 +32,24 @@ GRID_OFFSET = 0.1
 rounding down that, in today's torch, also shifts where the table is sampled. Weights were trained with it."""
 
 
+LONGEST_EXPLICIT = 512
+"""Tokens of an image up to which attention is computed step by step where that is faster."""
+
+Layout = Sequence[tuple[int, int]]
+"""Stretches of tokens that were packed into one: images, and tokens of each."""
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention; ``[n, N, d] -> [n, N, d]``.
+    """Multi-head self-attention; ``[n, N, d] -> [n, N, d]``, or packed ``[T, d] -> [T, d]``.
 
     Args:
         width: d.
         heads: number of heads, a divisor of d.
-        explicit: softmax(q k^T / sqrt(d / heads)) v step by step instead of torch's fused function.
+        explicit: softmax(q k^T / sqrt(d / heads)) v step by step instead of torch's fused function; None: what is
+            faster.
     """
 
-    def __init__(self, width: int, heads: int, explicit: bool):
+    def __init__(self, width: int, heads: int, explicit: bool | None):
         super().__init__()
         self.heads, self.explicit = heads, explicit
         self.scale = (width // heads) ** -0.5
@@ -48,23 +58,46 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[n, heads, N, d / heads]`` each."""
-        n, count, width = tokens.shape
-        packed = self.qkv(tokens).reshape(n, count, 3, self.heads, width // self.heads)
-        queries, keys, values = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        return self._divided(self.qkv(tokens))
+
+    def _divided(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = packed.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return queries, keys, values
+
+    def _step_by_step(self, queries: Tensor) -> bool:
+        if self.explicit is not None:
+            return self.explicit
+        slow = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
+        return slow and queries.shape[2] <= LONGEST_EXPLICIT
 
     def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
         """How much each token looks at each other one: ``[n, heads, N, N]``, rows sum to 1."""
         return ((queries * self.scale) @ keys.transpose(-2, -1)).softmax(dim=-1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Every token's mixture of the others' values, projected."""
-        queries, keys, values = self.queries_keys_values(tokens)
-        if self.explicit:
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        """Every token's mixture of the values of its own image's, projected.
+
+        Args:
+            tokens: ``[n, N, d]``, or ``[T, d]``: images of several sizes, packed.
+            layout: of packed tokens.
+        """
+        if layout is None:
+            return self.proj(self._mixed(self.qkv(tokens)))
+        stretches = self.qkv(tokens).split([images * count for images, count in layout])
+        mixed = [
+            self._mixed(stretch.unflatten(0, shape)).flatten(0, 1)
+            for stretch, shape in zip(stretches, layout, strict=True)
+        ]
+        return self.proj(torch.cat(mixed))
+
+    def _mixed(self, packed: Tensor) -> Tensor:
+        """``[n, N, 3 d] -> [n, N, d]``."""
+        queries, keys, values = self._divided(packed)
+        if self._step_by_step(queries):
             mixed = self.weights(queries, keys) @ values
         else:
             mixed = nn.functional.scaled_dot_product_attention(queries, keys, values)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -80,9 +113,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a LayerNorm and with a shortcut; ``[n, N, d] -> [n, N, d]``."""
+    """Attention, then MLP, each on a LayerNorm and with a shortcut; ``[n, N, d] -> [n, N, d]``, also packed."""
 
-    def __init__(self, width: int, heads: int, drop_prob: float, explicit: bool):
+    def __init__(self, width: int, heads: int, drop_prob: float, explicit: bool | None):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, explicit)
@@ -90,10 +123,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """The two residual sums; either branch of an image is dropped by itself."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), layout), layout)
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)), layout)
 
     def attention(self, tokens: Tensor) -> Tensor:
         """The attention weights ``[n, heads, N, N]`` that ``forward`` uses for these tokens."""
@@ -129,9 +162,12 @@ class VisionTransformer(nn.Module):
             interpolated, so weights trained elsewhere need the size that they were made for
         drop_path: probability that a residual branch of an image is dropped while training, rising linearly from 0 in
             the first block to this in the last
-        attention: "sdpa" is torch's fused attention; "explicit" computes it step by step, faster on a CPU in bf16
+        attention: "sdpa" is torch's fused attention; "explicit" computes it step by step; "auto" does so where it is
+            faster: on a CPU in bf16, up to 512 tokens an image (its memory grows with their square)
         depth: blocks instead of the usual number
     """
+
+    packs_sizes = True
 
     def __init__(
         self,
@@ -141,7 +177,7 @@ class VisionTransformer(nn.Module):
         patch_size: Count = 16,
         image_size: Count = 224,
         drop_path: Fraction = 0.0,
-        attention: Literal["sdpa", "explicit"] = "sdpa",
+        attention: Literal["auto", "sdpa", "explicit"] = "auto",
         depth: Count | None = None,
     ):
         super().__init__()
@@ -158,7 +194,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(channels, width, patch_size)
         count = usual if depth is None else depth
         rates = [drop_path * block / max(1, count - 1) for block in range(count)]
-        self.blocks = nn.ModuleList(Block(width, heads, rate, attention == "explicit") for rate in rates)
+        explicit = None if attention == "auto" else attention == "explicit"
+        self.blocks = nn.ModuleList(Block(width, heads, rate, explicit) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self._initialise()
 
@@ -209,16 +246,34 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)
         return torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + positions
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | list[Tensor]) -> Tensor:
         """The class token: ``[n, C, H, W] -> [n, d]``.
+
+        Images of several sizes, one tensor each, go through together: layers that work token by token see all tokens
+        at once, attention stays inside of each image. Features are in the order of the list.
 
         Raises:
             UserError: the images are smaller than a patch.
         """
+        if not isinstance(images, Tensor):
+            return self._packed(images)
         tokens = self._tokens(images)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens[:, 0])
+
+    def _packed(self, sizes: list[Tensor]) -> Tensor:
+        stretches = [self._tokens(images) for images in sizes]
+        layout = [(len(stretch), stretch.shape[1]) for stretch in stretches]
+        tokens = torch.cat([stretch.flatten(0, 1) for stretch in stretches])
+        for block in self.blocks:
+            tokens = block(tokens, layout)
+        starts = accumulate((images * count for images, count in layout[:-1]), initial=0)
+        first = [
+            torch.arange(images, device=tokens.device) * count + start
+            for start, (images, count) in zip(starts, layout, strict=True)
+        ]
+        return self.norm(tokens[torch.cat(first)])
 
     def intermediate_layers(self, images: Tensor, count: int) -> list[Tensor]:
         """All tokens after each of the last ``count`` blocks, through the last LayerNorm: ``[n, N + 1, d]`` each.
