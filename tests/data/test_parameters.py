@@ -22,6 +22,7 @@ from vissl_like.data.transforms.parameters import (
 )
 
 DRAWS = 5_000
+MANY = 100_000
 ALPHA = 1e-3
 RATIO = (3 / 4, 4 / 3)
 
@@ -58,8 +59,9 @@ def p_values(first, second):
         (13, 9, (0.05, 0.4)),
     ],
 )
+@pytest.mark.slow
 def test_crops_have_torchvisions_law(width, height, scale):
-    theirs, ours = their_crops(width, height, scale, DRAWS), our_crops(width, height, scale, DRAWS)
+    theirs, ours = their_crops(width, height, scale, MANY), our_crops(width, height, scale, MANY)
     assert min(p_values(theirs, ours).values()) > ALPHA
     assert (ours[:, 0] >= 0).all() and (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 2:] >= 1).all()
     assert (ours[:, 1] >= 0).all() and (ours[:, 1] + ours[:, 3] <= width).all()
@@ -86,14 +88,15 @@ def test_fallback_is_torchvisions_central_crop(size):
     assert draw_crop(width, height, scale, RATIO, random.Random(0)) == theirs
 
 
+@pytest.mark.slow
 def test_jitter_has_torchvisions_law():
     spec = JitterSpec(0.8, 0.4, 1.5, 0.2)
     their = tv.ColorJitter(0.8, 0.4, 1.5, 0.2)
     torch.manual_seed(0)
     names = ("brightness", "contrast", "saturation", "hue")
-    theirs = [their.get_params(their.brightness, their.contrast, their.saturation, their.hue) for _ in range(DRAWS)]
+    theirs = [their.get_params(their.brightness, their.contrast, their.saturation, their.hue) for _ in range(MANY)]
     generator = random.Random(2)
-    ours = [draw_jitter(spec, generator) for _ in range(DRAWS)]
+    ours = [draw_jitter(spec, generator) for _ in range(MANY)]
     for number, name in enumerate(names):
         factors = [dict(steps)[name] for steps in ours]
         assert stats.ks_2samp([draw[number + 1] for draw in theirs], factors).pvalue > ALPHA, name
@@ -101,7 +104,7 @@ def test_jitter_has_torchvisions_law():
     assert factors.min() >= 0.0 and factors.max() <= 2.5  # [max(0, 1 - 1.5), 1 + 1.5]
     orders = [tuple(name for name, _ in steps) for steps in ours]
     counts = [orders.count(order) for order in itertools.permutations(names)]
-    assert sum(counts) == DRAWS and stats.chisquare(counts).pvalue > ALPHA
+    assert sum(counts) == MANY and stats.chisquare(counts).pvalue > ALPHA
 
 
 def test_jitter_steps_that_are_off_are_left_out():
@@ -121,7 +124,7 @@ def test_probabilities_and_blur():
         blur=BlurSpec(0.1, (0.1, 2.0)),
         solarize=0.25,
     )
-    views = [draw_view(spec, 100, 80, sample_generator(0, 0, index)) for index in range(DRAWS)]
+    views = [draw_view(spec, 100, 80, sample_generator(0, 0, index)) for index in range(MANY)]
     for got, expected in (
         ([view.flip for view in views], 0.5),
         ([view.vertical_flip for view in views], 0.3),
@@ -130,7 +133,7 @@ def test_probabilities_and_blur():
         ([view.blur is not None for view in views], 0.1),
         ([view.solarize for view in views], 0.25),
     ):
-        assert stats.binomtest(sum(got), DRAWS, expected).pvalue > ALPHA
+        assert stats.binomtest(sum(got), MANY, expected).pvalue > ALPHA
     radii = [view.blur for view in views if view.blur is not None]
     assert stats.kstest(radii, stats.uniform(0.1, 1.9).cdf).pvalue > ALPHA
     # Independent of each other: a flip says nothing about a blur.
