@@ -31,7 +31,7 @@ def auto(
     Options:
         path: a folder of images (labels from class folders, if it has them), a ``.txt``, ``.csv`` or ``.npy`` list of
             paths, a ``.npy`` or ``.npz`` array of images, an IDX file or a folder of them (its training split), a
-            ``.tar`` archive or a pattern that names several (``shard-{000..099}.tar``).
+            ``.tar`` archive, a pattern that names several (``shard-{000..099}.tar``) or a folder of nothing else.
         channels: 3 for colour, 1 for grey; every image is converted.
         mean: one value per channel in 0..1; null for ImageNet's (colour) or 0.5 (grey).
         std: one value per channel in 0..1; null for ImageNet's (colour) or 0.25 (grey).
@@ -61,7 +61,7 @@ def kind_of(path: str) -> str:
         return "tar"
     place = existing_path(path)
     if os.path.isdir(place):
-        return "idx" if holds_idx(place) else "folder"
+        return "idx" if holds_idx(place) else "tar" if _holds_archives(place) else "folder"
     name = os.path.basename(place).lower()
     ending = os.path.splitext(name)[1]
     if ending in (".txt", ".csv"):
@@ -77,6 +77,18 @@ def kind_of(path: str) -> str:
             f"{path!r} is a single image; give the folder it is in, {os.path.dirname(place)!r}, or a list of paths"
         )
     raise UserError(f"{path!r} is not a source of images that is known here. Accepted: {ACCEPTED}.")
+
+
+def _holds_archives(folder: str) -> bool:
+    """Whether there are tar archives directly in a folder, and neither images nor folders beside them."""
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name.lower()
+            if not name.startswith(".") and (name.endswith(EXTENSIONS) or entry.is_dir()):
+                return False
+            found |= name.endswith(".tar")
+    return found
 
 
 def _is_text(file: str) -> bool:
