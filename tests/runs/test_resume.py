@@ -155,11 +155,12 @@ def test_two_processes_resume_with_their_own_queues(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_same_steps_as_one(tmp_path, straight):
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
     """Equal up to rounding: sums over processes are in another order."""
-    more = ["config.DISTRIBUTED.processes=2"]
-    assert run_in_processes(_two, 2, str(tmp_path), more) == [0, 0]
-    for (step, mine), (_, expected) in zip(losses_of(tmp_path), straight[1]):
+    exact = "config.TRAIN.precision=fp32"  # in bf16, the default where a processor has it, rounding is larger
+    assert train(tmp_path / "one", exact) == 0
+    assert run_in_processes(_two, 2, str(tmp_path / "two"), [exact, "config.DISTRIBUTED.processes=2"]) == [0, 0]
+    for (step, mine), (_, expected) in zip(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), strict=True):
         assert mine == pytest.approx(expected, rel=2e-2 if step > 6 else 1e-3), step
 
 
