@@ -15,7 +15,7 @@ RUNNABLE = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts
 LAYERS = [
     path
     for path in CONFIGS
-    if path.relative_to(ROOT / "configs").parts[0] in ("data", "benchmark", "watch", "trunk", "ablation")
+    if path.relative_to(ROOT / "configs").parts[0] in ("data", "benchmark", "watch", "trunk", "ablation", "clusters")
 ]
 NOT_NAMED_IN_SETTINGS = [("transforms", "center"), ("meters", "accuracy")]
 """Used by evaluations, which size images by EVALUATE.image_size and count by themselves."""
@@ -43,7 +43,7 @@ def test_nothing_disappears_unnoticed():
         "transforms": 2,
         "samplers": 3,
         "meters": 1,
-        "engines": 7,
+        "engines": 8,
         "evaluations": 15,
     }
 
@@ -62,7 +62,7 @@ def test_entry_is_described_tested_and_in_a_yaml(plural, name):
 
 def test_number_of_recipes():
     bases = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] == "base"]
-    assert (len(RUNNABLE), len(LAYERS), len(bases)) == (49, 93, 11)
+    assert (len(RUNNABLE), len(LAYERS), len(bases)) == (49, 95, 11)
     assert len(RUNNABLE) + len(LAYERS) + len(bases) == len(CONFIGS)
 
 

@@ -17,7 +17,7 @@ from small_bank_run import (
     views_of,
 )
 
-from vissl_like.losses.bank import mutual_information
+from vissl_like.clustering.statistics import mutual_information
 from vissl_like.losses.deepcluster_v2 import DeepClusterV2Loss
 from vissl_like.records import Batch, Progress
 from vissl_like.utils.errors import UserError

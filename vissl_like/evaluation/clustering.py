@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vissl_like.clustering.statistics import mutual_information, purity
 from vissl_like.compat.faiss import get_faiss
 from vissl_like.distributed import comm
 from vissl_like.evaluation.base import EvaluationResult, FeatureEvaluation, Features, required_labels
@@ -131,40 +130,8 @@ def kmeans_clusters(features: Tensor, count: int, *, iterations: int, spherical:
     return torch.from_numpy(nearest[:, 0].astype(np.int64))
 
 
-def contingency(clusters: Tensor, labels: Tensor) -> Tensor:
-    """``[K, C]`` int64: how many of N samples are in each cluster and of each class; both ``[N]`` int64 from 0."""
-    width = int(labels.max()) + 1
-    height = int(clusters.max()) + 1
-    return (clusters * width + labels).bincount(minlength=height * width).view(height, width)
-
-
-def normalized_mutual_information(clusters: Tensor, labels: Tensor) -> float:
-    """``I(A; B) / sqrt(H(A) H(B))`` (Caron et al. 2018, section 4.1), in [0, 1].
-
-    scikit-learn divides by the arithmetic mean of the entropies unless told otherwise, which gives lower values.
-
-    Args:
-        clusters, labels: ``[N]`` int64 from 0.
-
-    Returns:
-        0 where one of the two is a single group, which says nothing of the other.
-    """
-    joint = contingency(clusters, labels).double() / len(labels)
-    rows, columns = joint.sum(dim=1), joint.sum(dim=0)
-    entropies = [float(-torch.xlogy(side, side).sum()) for side in (rows, columns)]
-    if min(entropies) <= 0:
-        return 0.0
-    information = sum(entropies) + float(torch.xlogy(joint, joint).sum())
-    return min(1.0, max(0.0, information / math.sqrt(entropies[0] * entropies[1])))
-
-
-def purity(clusters: Tensor, labels: Tensor) -> float:
-    """Share of samples of their cluster's most frequent class, in (0, 1]; arguments as above."""
-    return float(contingency(clusters, labels).amax(dim=1).sum()) / len(labels)
-
-
 def _measures(clusters: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"nmi": 100 * normalized_mutual_information(clusters, labels), "purity": 100 * purity(clusters, labels)}
+    return {"nmi": 100 * float(mutual_information(clusters, labels)), "purity": 100 * purity(clusters, labels)}
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from vissl_like.clustering.statistics import evenness, mutual_information
 from vissl_like.distributed import comm
 from vissl_like.losses.base import FeatureSource, Loss, LossContext
 from vissl_like.losses.functional.views import check_views
@@ -206,12 +207,12 @@ class BankLoss(Loss):
 
     def _describe(self, table: Tensor) -> None:
         """Evenness of the new labels, and their agreement with the old ones, means over heads."""
-        evenness, agreement = [], []
+        even, agreement = [], []
         for labels, before, count in zip(table, self.table, self.num_prototypes, strict=True):
-            evenness.append(_entropy(torch.bincount(labels[labels != IGNORED])) / max(math.log(count), 1e-12))
+            even.append(evenness(torch.bincount(labels[labels != IGNORED], minlength=count)))
             both = (labels != IGNORED) & (before != IGNORED)
             agreement.append(mutual_information(labels[both], before[both]))
-        self.evenness.copy_(torch.stack(evenness).mean())
+        self.evenness.copy_(torch.stack(even).mean())
         self.agreement.copy_(torch.stack(agreement).mean())
 
     def _refuse_too_many_prototypes(self) -> None:
@@ -223,27 +224,3 @@ class BankLoss(Loss):
                 f"use at most {rows // FEW_IMAGES_PER_CLUSTER or 1} (some {FEW_IMAGES_PER_CLUSTER} images each), or "
                 "more images"
             )
-
-
-def mutual_information(first: Tensor, second: Tensor) -> Tensor:
-    """Normalised mutual information of two labelings of the same samples, I / sqrt(H1 H2), in [0, 1].
-
-    The square-root form of the DeepCluster paper (arXiv:1807.05520, section 4.1). 0 where a labeling has one class only
-    or there are no samples.
-
-    Args:
-        first: ``[n]`` int64 >= 0.
-        second: ``[n]`` int64 >= 0.
-    """
-    if not len(first):
-        return torch.zeros((), dtype=torch.float64, device=first.device)
-    pairs = torch.unique(first * (second.max() + 1) + second, return_counts=True)[1]
-    one, other = _entropy(torch.bincount(first)), _entropy(torch.bincount(second))
-    shared = (one + other - _entropy(pairs)) / (one * other).sqrt().clamp_min(1e-12)
-    return shared.clamp(0, 1)
-
-
-def _entropy(counts: Tensor) -> Tensor:
-    """Entropy in nats of the distribution that counts describe, float64."""
-    share = counts.double() / counts.sum()
-    return -torch.xlogy(share, share).sum()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vissl_like.clustering.kmeans import random_priorities, spherical_kmeans
+from vissl_like.clustering.kmeans import kmeans, random_priorities
 from vissl_like.losses.bank import BankLoss
 from vissl_like.losses.base import LossContext
 from vissl_like.records import ModelOutput, Progress
@@ -60,9 +60,10 @@ class DeepClusterV2Loss(BankLoss):
         epoch = progress.step // progress.steps_per_epoch
         order = random_priorities(self.context.dataset_size, self.context.seed, epoch, head).to(rows.device)
         priority = order[self.bank_index]
-        centroids, labels = spherical_kmeans(rows, priority, self.num_prototypes[head], self.iterations)
-        self.centroids[head] = centroids
-        return labels
+        # A centroid without rows stays, as in the official code: it is a prototype, and may get rows again.
+        found = kmeans(rows, priority, self.num_prototypes[head], self.iterations, spherical=True, split_empty=False)
+        self.centroids[head] = found.centroids
+        return found.labels
 
     def scores(self, output: ModelOutput) -> Sequence[Tensor]:
         """Cosines with the centroids; an embedding that is not of length 1 is brought to it."""
