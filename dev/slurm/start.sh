@@ -26,6 +26,7 @@ install_packages() {
   local policy=/usr/sbin/policy-rc.d ours=""
   if [ ! -e "$policy" ]; then
     ours=1
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT # also when it is interrupted: it would keep every later service from starting
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
   fi
@@ -33,7 +34,7 @@ install_packages() {
   export DEBIAN_FRONTEND=noninteractive
   "${get[@]}" install --no-install-recommends "${missing[@]}" >"$log" 2>&1 ||
     { "${get[@]}" update && "${get[@]}" install --no-install-recommends "${missing[@]}"; } >>"$log" 2>&1 || done=1
-  [ -z "$ours" ] || rm -f "$policy"
+  [ -z "$ours" ] || { rm -f "$policy"; trap - EXIT; }
   [ "$done" = 0 ] || { tail -n 20 "$log" >&2; return 1; }
 }
 

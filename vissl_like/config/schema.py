@@ -129,6 +129,12 @@ class TrainSettings:
         "fp32 on a CPU",
     )
     channels_last: bool | str = setting("auto", AUTO_BOOL, "memory order of images; auto: true, which is faster")
+    compile: str = setting(
+        "none",
+        "Literal['none', 'default', 'reduce-overhead', 'max-autotune']",
+        "torch.compile of the forward and backward pass, in this mode; reduce-overhead uses CUDA graphs. The first "
+        "steps take a minute or more, and a C++ compiler is needed",
+    )
     grouped_forward: bool = setting(True, "bool", "views of one size go through the trunk together")
     non_finite: str = setting(
         "stop", "Literal['stop', 'skip']", "at a NaN or infinite loss or gradient: stop, or skip the update and say so"

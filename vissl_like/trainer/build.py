@@ -30,7 +30,7 @@ from vissl_like.trainer.banner import banner
 from vissl_like.trainer.checkpoint import CheckpointStore
 from vissl_like.trainer.clipping import Clipping
 from vissl_like.trainer.components import build, build_dataset, plain_values
-from vissl_like.trainer.network import backbone_of, build_model, check_teacher, wrap
+from vissl_like.trainer.network import backbone_of, build_model, check_teacher, compiled, wrap
 from vissl_like.trainer.non_finite import NonFinitePolicy
 from vissl_like.trainer.parts import Parts
 from vissl_like.trainer.precision import Precision, bf16_supported
@@ -66,6 +66,7 @@ MAY_CHANGE_ON_RESUME = (
     "MODEL.WEIGHTS*",
     "MODEL.ACTIVATION_CHECKPOINTING",
     "MODEL.TRUNK.attention",
+    "TRAIN.compile",
 )
 """Settings that a resumed run may have different without changing what it computes."""
 
@@ -113,7 +114,8 @@ def build_run(loaded: Any, output_dir: Path, signals: StopSignals, resuming: boo
     precision = Precision(plan.precision, device.type, keep_casts=not sharded)  # kept casts would be whole weights
     limit = settings.TRAIN.clip_norm
     clip = None if limit is None else Clipping(limit, each_tensor=settings.TRAIN.clip == "tensor")
-    step = TrainStep(model, wrapped, loss, optimizer, schedules, precision, normalise, clip, teacher)
+    forward = compiled(wrapped, settings.TRAIN.compile)
+    step = TrainStep(model, forward, loss, optimizer, schedules, precision, normalise, clip, teacher)
     store = CheckpointStore(
         output_dir / "checkpoints",
         settings.CHECKPOINT.keep,

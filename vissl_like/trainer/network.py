@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +108,29 @@ def wrap(model: SSLModel, teacher: Teacher | None, device: torch.device, shardin
         gradient_as_bucket_view=True,
         **_buffer_sync(model),  # type: ignore[arg-type]
     )
+
+
+def compiled(wrapped: nn.Module, mode: str) -> nn.Module:
+    """The model's forward (and backward) translated by torch.compile; weights and names stay those of ``wrapped``.
+
+    Only training steps use it: whoever measures the trunk calls it as it is, at any size.
+
+    Args:
+        wrapped: what ``wrap`` gave.
+        mode: TRAIN.compile.
+
+    Raises:
+        UserError: there is no C++ compiler to translate with.
+    """
+    if mode == "none":
+        return wrapped
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"TRAIN.compile = {mode} needs a C++ compiler, and there is no {compiler!r} here. Install one (package "
+            "g++), name one in the environment variable CXX, or leave TRAIN.compile at none."
+        )
+    return torch.compile(wrapped, mode=mode, dynamic=False)  # type: ignore[return-value]
 
 
 def _buffer_sync(model: SSLModel) -> dict[str, bool]:
