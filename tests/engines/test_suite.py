@@ -32,7 +32,7 @@ def place(tmp_path):
 
 def suite(place, entries, **options):
     base = settings(place / "suite", "config.ENGINE=evaluate", probe_train=place / "train", probe_test=place / "test")
-    checkpoints = {name: [f"config.EVALUATE.weights={place / name}"] for name in ("one", "two")}
+    checkpoints = {"one": [f"config.EVALUATE.weights={place / 'one'}"], "two": str(place / "two")}
     options = {"checkpoints": checkpoints, **options}
     return SuiteEngine(base, entries={name: {"arguments": entry} for name, entry in entries.items()}, **options)
 

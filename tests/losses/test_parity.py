@@ -33,6 +33,7 @@ class Case:
     head_options: dict
     loss_options: dict = field(default_factory=dict)
     teacher: bool = False
+    sizes: tuple[int, ...] = SIZES
 
 
 MLP = ("mlp", {"hidden_dim": 10, "output_dim": 6})
@@ -48,6 +49,7 @@ CASES = {
     "moco": [Case(*MLP, {"queue_length": 4 * G}, True)],
     "deepcluster_v2": [Case(*MLP, {"heads": 2, "num_prototypes": 3, "iterations": 2})],
     "sela_v2": [Case(*SWAV)],
+    "rotation": [Case("classifier", {"classes": 4}, sizes=(6, 6, 6, 6))],
 }
 """A line for every loss; where options change what goes between processes, a case for each."""
 
@@ -69,10 +71,10 @@ class TinyTrunk(nn.Module):
         return torch.tanh(self.norm(self.layer(pooled)))
 
 
-def views_of(epoch, indices):
+def views_of(epoch, indices, sizes):
     """float64 views; an image has its own noise in every epoch and view."""
     views = []
-    for view, size in enumerate(SIZES):
+    for view, size in enumerate(sizes):
         images = []
         for index in indices:
             kind = torch.rand(1, 2, 2, generator=torch.Generator().manual_seed(index), dtype=torch.float64) * 3
@@ -86,14 +88,14 @@ def views_of(epoch, indices):
 class Share:
     """What one process is given of every step, by the real sampler."""
 
-    def __init__(self, rank, world, forwards):
-        self.forwards = forwards
+    def __init__(self, rank, world, forwards, sizes):
+        self.forwards, self.sizes = forwards, sizes
         self.sampler = SAMPLERS.get("shuffled")(G * EPOCH + 3, G // world // forwards, forwards, rank, world, SEED)
 
     def batches(self, step, stop):
         for keys in self.sampler.batches(step, stop):
             index = [image for _, image in keys]
-            yield Batch(views_of(keys[0][0], index), torch.tensor(index))
+            yield Batch(views_of(keys[0][0], index, self.sizes), torch.tensor(index))
 
 
 class Source:
@@ -117,7 +119,7 @@ def train(rank, world, name, number, forwards):
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
     context = LossContext(
-        num_views=VIEWS,
+        num_views=len(case.sizes),
         embedding_dim=model.head.embedding_dim,
         num_prototypes=tuple(model.head.num_prototypes),
         per_rank_batch=G // world // forwards,
@@ -145,7 +147,7 @@ def train(rank, world, name, number, forwards):
     step = TrainStep(
         model, wrapped, loss, optimizer, schedules, Precision("fp32", "cpu"), lambda view: view, None, teacher
     )
-    share = Share(rank, world, forwards)
+    share = Share(rank, world, forwards, case.sizes)
     for place in range(STEPS):
         progress = Progress(place, 2 * EPOCH, EPOCH)
         if place % EPOCH == 0:

@@ -39,5 +39,10 @@ METHODS = {
         f"config.MODEL.HEAD={MLP}",
         "config.LOSS={name: deepcluster_v2, heads: 3, num_prototypes: 6, iterations: 3}",
     ],
+    "rotation": [
+        "config.DATA.TRANSFORM={name: rotations, size: 16}",
+        "config.MODEL.HEAD={name: classifier, classes: 4}",
+        "config.LOSS={name: rotation}",
+    ],
     "sela_v2": [f"config.MODEL.HEAD={SWAV_HEAD}", "config.LOSS={name: sela_v2}"],
 }

@@ -44,6 +44,11 @@ METHODS = {
     ],
     "deepcluster_v2": [MLP, "config.LOSS={name: deepcluster_v2, heads: 2, num_prototypes: 30}"],
     "sela_v2": ["config.MODEL.HEAD.num_prototypes=[30, 30]", "config.LOSS={name: sela_v2}"],
+    "rotation": [
+        "config.DATA.TRANSFORM={name: rotations, size: 16, scale: [0.5, 1.0], flip: 0}",
+        "config.MODEL.HEAD={name: classifier, classes: 4}",
+        "config.LOSS={name: rotation}",
+    ],
     "byol": [EMA, f"config.MODEL.HEAD={PREDICTOR}", "config.LOSS={name: byol}"],
     "moco": [EMA, MLP, "config.LOSS={name: moco, queue_length: 512}"],
 }

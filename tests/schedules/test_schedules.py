@@ -34,6 +34,14 @@ def test_warm_up_longer_than_the_run_is_refused():
         SCHEDULES.get("cosine")(1.0, warmup="2 epochs")(Progress(0, 20, 10))
 
 
+def test_drops_at_given_places():
+    schedule = SCHEDULES.get("steps")(0.8, at=["2 epochs", "35 steps", "80%"], factor=0.5)
+    values = [schedule(Progress(step, 50, 10)) for step in (0, 19, 20, 34, 35, 39, 40, 49)]
+    np.testing.assert_allclose(values, [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.1])
+    with pytest.raises(UserError, match="must increase, got 30 steps, 2 epochs"):
+        SCHEDULES.get("steps")(0.8, at=["30 steps", "2 epochs"])(Progress(0, 50, 10))
+
+
 def test_constant():
     assert SCHEDULES.get("constant")(0.3)(Progress(5, 10, 2)) == 0.3
 

@@ -43,7 +43,7 @@ class SuiteEngine:
         entries: evaluations by name, each with ``arguments`` such as [config=benchmark/knn, config=base/data/elpv] and,
             optionally, ``references`` (figures by name, shown beside: percentages of the metric that counts, or
             {metric: AP50_voc07, value: 82.6}); null removes one that a base has
-        checkpoints: by name, arguments that choose one, such as [config.EVALUATE.weights=runs/elpv]; null for the one
+        checkpoints: by name, its path (of a run or a file of weights), or arguments that choose one; null for the one
             that the settings name
         only: entries to measure now, written as in the lines that a suite prints (``elpv_knn`` or ``elpv_knn, ours``);
             their results are kept and no table is written; null: all, and the tables
@@ -59,7 +59,7 @@ class SuiteEngine:
         loaded: Any,
         *,
         entries: dict[str, Entry | None],
-        checkpoints: dict[str, list[str]] | None = None,
+        checkpoints: dict[str, str | list[str]] | None = None,
         only: list[str] | None = None,
     ):
         self.loaded = loaded

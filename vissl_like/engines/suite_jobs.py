@@ -51,7 +51,7 @@ class Job:
 
 
 def jobs_of(
-    below: LoadedSettings, entries: Mapping[str, Entry | None], checkpoints: Mapping[str, Sequence[str]] | None
+    below: LoadedSettings, entries: Mapping[str, Entry | None], checkpoints: Mapping[str, str | Sequence[str]] | None
 ) -> list[Job]:
     """Every entry of every checkpoint, entry by entry.
 
@@ -65,7 +65,8 @@ def jobs_of(
     wanted = {name: entry for name, entry in entries.items() if entry is not None}
     if not wanted:
         raise SettingsError(["ENGINE.entries is empty: name at least one evaluation"])
-    chosen_by: Mapping[str, Sequence[str]] = checkpoints or {ONLY: []}
+    given: Mapping[str, str | Sequence[str]] = checkpoints or {ONLY: []}
+    chosen_by = {name: _arguments(value) for name, value in given.items()}
     jobs: list[Job] = []
     problems = [*_name_problems(wanted, "entries"), *_name_problems(chosen_by, "checkpoints")]
     for name, entry in wanted.items():
@@ -87,6 +88,11 @@ def jobs_of(
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))
     return jobs
+
+
+def _arguments(checkpoint: str | Sequence[str]) -> list[str]:
+    """Arguments that choose a checkpoint, of its path or of themselves."""
+    return [f"config.EVALUATE.weights={checkpoint}"] if isinstance(checkpoint, str) else list(checkpoint)
 
 
 def _name_problems(names: Iterable[str], what: str) -> list[str]:
