@@ -20,6 +20,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "tests/faults/fault_plugin.py"
+CLEARED_AWAY_S = 15
+"""Longer than the cluster's KillWait, after which nothing of a job is left."""
 pytestmark = pytest.mark.slow
 
 
@@ -93,6 +95,9 @@ def until(condition, seconds=400, told=lambda: ""):
 def release(cluster, job, going_on):
     """Slurm holds a job that came back for two minutes; a test does not wait for that, but until ``going_on()``."""
     until(lambda: state(cluster, job) == "PENDING", 300)
+    # That is what the hold is for: the end of the script that was cleared away is told late, and a job that has begun
+    # again by then would be taken for failed.
+    time.sleep(CLEARED_AWAY_S)
 
     def goes_on():
         if state(cluster, job) == "PENDING":  # also a second time: a step that did not start puts the job back
